@@ -1,0 +1,277 @@
+"""The recipe and the paper's measurements as Keras callbacks, for any `model.fit`."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from larq_adambnn import layers
+
+__all__ = [
+    "CorrelationToInitialization",
+    "FlipFlopRatio",
+    "LinearDecay",
+    "TwoStepSwitch",
+    "WeightDecaySchedule",
+]
+
+
+def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
+    """Sets a hyperparameter of the model's optimizer, variable or plain number."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not hasattr(optimizer, attribute):
+        raise ValueError(
+            f"Expected an optimizer with `{attribute}`. Received: {type(optimizer).__name__}"
+        )
+    current = getattr(optimizer, attribute)
+    if isinstance(current, tf.Variable) or attribute == "learning_rate":
+        tf.keras.backend.set_value(getattr(optimizer, attribute), value)
+    elif current != value:
+        setattr(optimizer, attribute, value)
+        layers.retrace(model)  # the old number is part of the traced function
+
+
+def _positive_ints(name: str, values) -> tuple[int, ...]:
+    values = (values,) if isinstance(values, int) else tuple(values)
+    if not values or any(not isinstance(v, int) or v < 1 for v in values):
+        raise ValueError(f"Expected {name} to be positive integers. Received: {name}={values}")
+    return values
+
+
+class TwoStepSwitch(tf.keras.callbacks.Callback):
+    """Goes from step 1 to step 2 inside one `fit` (AdamBNN, section 4.3).
+
+    Before epoch 0 it sets what is binary in step 1.  Before `epoch` it sets what is
+    binary in step 2, and resets the optimizer: moments and iteration count, not the
+    learning rate.  A `fit` that starts or resumes later finds the right form too, and
+    is not reset twice.
+
+    Args:
+        epoch: first epoch of step 2, counted from 0.
+        first, second: (activations, weights) that are binary in each step.
+        reload: file of weights to load at the switch, such as step 1's best as a
+            `ModelCheckpoint` saved them; None goes on with those of the last epoch.
+
+    Raises:
+        ValueError: `epoch` is no positive integer.
+        FileNotFoundError: at the switch, when `reload` does not exist.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        *,
+        first: tuple[bool, bool] = (True, False),
+        second: tuple[bool, bool] = (True, True),
+        reload: str | None = None,
+    ):
+        super().__init__()
+        (self.epoch,) = _positive_ints("epoch", epoch)
+        self.first, self.second = first, second
+        self.reload = reload
+
+    def on_epoch_begin(self, epoch, logs=None):
+        form = self.first if epoch < self.epoch else self.second
+        if layers.binarization(self.model) != form:
+            layers.binarize(self.model, *form)
+        # Within an epoch resumed in its middle the count is that of step 2 already,
+        # which is less than the steps of one epoch.
+        if epoch == self.epoch and self._iterations() >= (self.params.get("steps") or 1):
+            if self.reload is not None:
+                self.model.load_weights(self.reload)
+            _reset_optimizer(self.model)
+
+    def _iterations(self) -> int:
+        return int(tf.keras.backend.get_value(self.model.optimizer.iterations))
+
+
+def _reset_optimizer(model: tf.keras.Model) -> None:
+    """Gives every variable of the optimizer its initial value, but for the learning rate."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer):
+        for variable in optimizer.variables():
+            variable.assign(tf.zeros_like(variable))
+        return
+    with model.distribute_strategy.scope():
+        fresh = type(optimizer).from_config(optimizer.get_config())
+        fresh.build(model.trainable_variables)
+    for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
+        variable.assign(initial)
+
+
+class WeightDecaySchedule(tf.keras.callbacks.Callback):
+    """Sets the optimizer's `weight_decay` at given epochs.
+
+    Args:
+        values: {epoch: weight decay}, each in force from its epoch on; epoch 0 must
+            be among them.  The paper's is ``{0: 5e-6, epochs_of_step_1: 0.0}``.
+
+    Raises:
+        ValueError: an epoch or a value is not what it should be, or the optimizer has
+            no `weight_decay`.
+    """
+
+    def __init__(self, values: Mapping[int, float]):
+        super().__init__()
+        if 0 not in values or any(not isinstance(e, int) or e < 0 for e in values):
+            raise ValueError(f"Expected epochs from 0 on as keys. Received: values={values}")
+        if not all(math.isfinite(value) for value in values.values()):
+            raise ValueError(f"Expected finite weight decays. Received: values={values}")
+        self.values = dict(sorted(values.items()))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        start = max(e for e in self.values if e <= epoch)
+        _set(self.model, "weight_decay", self.values[start])
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            start = max(e for e in self.values if e <= epoch)
+            logs["weight_decay"] = self.values[start]
+
+
+class LinearDecay(tf.keras.callbacks.Callback):
+    """Lowers the learning rate linearly to 0, anew in each step of the training.
+
+    Step t (from 0) of the T in one period runs at ``learning_rate * (1 - t / T)``.
+    With `published` the rate is that of the published code, constant within an epoch:
+    epoch e of E runs at ``learning_rate * (1 - (e + 1) / E)``, the last one at 0.
+
+    Args:
+        learning_rate: initial rate of each period.
+        epochs: length of each consecutive period in epochs; one number is one period.
+            After the last the rate is 0.
+        published: decay by epochs as the published code does.
+
+    Raises:
+        ValueError: an argument is out of range, or (per step) the number of steps in
+            an epoch is unknown.
+    """
+
+    def __init__(
+        self, learning_rate: float, epochs: int | tuple[int, ...], *, published: bool = False
+    ):
+        super().__init__()
+        if not (math.isfinite(learning_rate) and learning_rate > 0):
+            raise ValueError(
+                f"Expected a positive learning rate. Received: learning_rate={learning_rate}"
+            )
+        self.learning_rate = learning_rate
+        self.epochs = _positive_ints("epochs", epochs)
+        self.published = published
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        if self.published:
+            _set(self.model, "learning_rate", self.rate(epoch + 1))
+        elif not self.params.get("steps"):
+            raise ValueError("Expected a known number of steps per epoch. Received: None")
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self.published:
+            _set(self.model, "learning_rate", self.rate(self._epoch + batch / self.params["steps"]))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            rate = tf.keras.backend.get_value(self.model.optimizer.learning_rate)
+            logs["learning_rate"] = float(rate)
+
+    def rate(self, epoch: float) -> float:
+        """Learning rate at a time, in epochs since the start of the training."""
+        for length in self.epochs:
+            if epoch < length or (self.published and epoch == length):
+                return self.learning_rate * (1 - epoch / length)
+            epoch -= length
+        return 0.0
+
+
+def _binary_kernels(model) -> list[tf.Variable]:
+    """The latent weights of every binary layer."""
+    return [kernel for _, kernel in layers.switches(model, layers.KERNELS)]
+
+
+def _latent_signs(kernels) -> list[tf.Tensor]:
+    """Whether each latent weight is 0 or more, which is the sign of its binary weight."""
+    return [tf.greater_equal(kernel, 0) for kernel in kernels]
+
+
+def _count(kernels) -> int:
+    return sum(kernel.shape.num_elements() for kernel in kernels)
+
+
+class FlipFlopRatio(tf.keras.callbacks.Callback):
+    """Logs `ff_ratio`: the share of binary weights that change sign in an iteration.
+
+    ``sum |sign(w_t+1) - sign(w_t)| / 2`` over all binary weights, divided by their
+    number and averaged over the iterations of the epoch (AdamBNN, equation 5).
+    It reads the latent weights, so scaled signs count like plain ones and step 1 is
+    measured too.
+    """
+
+    def on_train_begin(self, logs=None):
+        self._kernels = _binary_kernels(self.model)
+        self._signs = [tf.Variable(sign, trainable=False) for sign in _latent_signs(self._kernels)]
+        self._flips = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._iterations = 0
+
+        @tf.function
+        def update():
+            flips = tf.constant(0, tf.int64)
+            for sign, new in zip(self._signs, _latent_signs(self._kernels), strict=True):
+                flips += tf.math.count_nonzero(tf.not_equal(sign, new))
+                sign.assign(new)
+            self._flips.assign_add(flips)
+
+        self._update = update
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for sign, new in zip(self._signs, _latent_signs(self._kernels), strict=True):
+            sign.assign(new)
+        self._flips.assign(0)
+        self._iterations = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._update()
+        self._iterations += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            weights = max(1, _count(self._kernels) * self._iterations)
+            logs["ff_ratio"] = int(self._flips.numpy()) / weights
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """What a resumed epoch needs to go on."""
+        return {"flips": self._flips.numpy(), "iterations": np.int64(self._iterations)}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self._flips.assign(state["flips"])
+        self._iterations = int(state["iterations"])
+
+
+class CorrelationToInitialization(tf.keras.callbacks.Callback):
+    """Logs `c2i_ratio`: the share of binary weights with the sign they started with.
+
+    ``1 - sum |sign(w) - sign(w_init)| / 2`` over the number of binary weights, against
+    the weights at the start of the training (AdamBNN, equation 6; the factor 1/2 that
+    the paper prints contradicts its own table and is left out).
+    """
+
+    def on_train_begin(self, logs=None):
+        self._kernels = _binary_kernels(self.model)
+        self._initial = self._bits()
+
+    def _bits(self) -> np.ndarray:
+        signs = [sign.numpy().ravel() for sign in _latent_signs(self._kernels)]
+        return np.packbits(np.concatenate(signs)) if signs else np.zeros(0, np.uint8)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            changed = np.unpackbits(self._bits() ^ self._initial).sum(dtype=np.int64)
+            logs["c2i_ratio"] = 1 - int(changed) / max(1, _count(self._kernels))
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """The signs at the start of the training, as bits."""
+        return {"initial": self._initial}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self._initial = state["initial"]

@@ -1,0 +1,320 @@
+"""Every flag of main.py, checked, in one frozen `Config`.
+
+A flag is a field of `Config`: its default gives the type, its metadata the help
+text and the checks.  No other module reads flags.
+"""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from absl import flags
+
+__all__ = ["Config", "UsageError", "load_run", "parse"]
+
+
+class UsageError(Exception):
+    """What the user gave cannot work; the message is one line that says what would."""
+
+
+def _flag(default, help, *, choices=None, lower=None, upper=None, above=None, defines_run=True):
+    """A field of Config.
+
+    Args:
+        default: the flag's default; a tuple makes it a comma-separated list.
+        help: one line for --help.
+        choices: the only allowed values.
+        lower, upper: inclusive bounds of numbers.
+        above: exclusive lower bound of numbers.
+        defines_run: whether a run with another value is another run.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "lower": lower,
+        "upper": upper,
+        "above": above,
+        "defines_run": defines_run,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+MODES = (
+    "train",
+    "evaluate",
+    "export",
+    "summary",
+)
+
+_IMAGE_SIDE = 32  # the smallest the networks take
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of one command; `check` has passed for every instance that `parse` returns."""
+
+    # What to do, and where
+    mode: str = _flag("train", "What to do.", choices=MODES, defines_run=False)
+    output_dir: str = _flag("", "Directory of the run.", defines_run=False)
+    run: str = _flag("", "Run directory to evaluate, export or inspect.", defines_run=False)
+    tflite: str = _flag("", "A .tflite file to evaluate instead of a run.", defines_run=False)
+    split: str = _flag("test", "Split to evaluate on.", defines_run=False)
+    debug: bool = _flag(False, "Show tracebacks.", defines_run=False)
+
+    # Network
+    model: str = _flag("reactnet_a", "Network.", choices=("reactnet_a", "reactnet18"))
+    width: float = _flag(1.0, "Multiplier of every channel count.", above=0, upper=16)
+    image_size: int = _flag(224, "Side of the square input in pixels.", lower=_IMAGE_SIDE)
+    pad_values: int = _flag(0, "What pads binary inputs: 0 as published, or 1.", choices=(0, 1))
+
+    # Data
+    dataset: str = _flag("imagenet2012", "digits, or any TFDS image-classification name.")
+    data_dir: str = _flag("", "Where the data set is or is prepared.", defines_run=False)
+    crop: str = _flag(
+        "random_resized",
+        "Training crop: random_resized (ImageNet), padded (shift by up to 1/8) or none.",
+        choices=("random_resized", "padded", "none"),
+    )
+    flip: bool = _flag(True, "Flip training images horizontally at random.")
+    lighting: float = _flag(
+        0.1, "Standard deviation of the PCA lighting, on 0..1 values; 0 turns it off.", lower=0
+    )
+
+    # Recipe
+    order: str = _flag(
+        "activations_first",
+        "What is binary in each step.",
+        choices=("activations_first", "weights_first", "one_step", "real_valued"),
+    )
+    epochs: int = _flag(256, "Epochs of each step.", lower=1)
+    batch_size: int = _flag(256, "Images in a training step.", lower=1)
+    optimizer: str = _flag("adam", "Optimizer.", choices=("adam",))
+    learning_rate: float = _flag(1.25e-3, "Initial learning rate of each step.", above=0)
+    weight_decay: tuple[float, ...] = _flag(
+        (5e-6, 0.0), "Weight decay of step 1 and step 2.", lower=-1, upper=1
+    )
+    loss: str = _flag("distribution", "Training loss.", choices=("distribution", "cross_entropy"))
+    teacher: str = _flag(
+        "resnet34",
+        "Teacher of the distribution loss: self (the real-valued student, trained first) or a "
+        "run directory.",
+    )
+    teacher_epochs: int = _flag(0, "Epochs of teacher=self; 0 means those of a step.", lower=0)
+    seed: int = _flag(0, "Seed of weights, order and augmentation.", lower=0, upper=2**31 - 1)
+    deterministic: bool = _flag(True, "Use deterministic operations.")
+    export: bool = _flag(True, "Convert to .tflite and check it at the end of training.")
+
+    def replace(self, **changes) -> "Config":
+        """A checked copy with other values."""
+        return check(dataclasses.replace(self, **changes))
+
+    @property
+    def steps(self) -> tuple[tuple[bool, bool], ...]:
+        """(activations, weights) that are binary in each step of the training."""
+        first = {
+            "activations_first": ((True, False),),
+            "weights_first": ((False, True),),
+            "one_step": (),
+            "real_valued": (),
+        }[self.order]
+        return (*first, (False, False) if self.order == "real_valued" else (True, True))
+
+    @staticmethod
+    def defining() -> list[str]:
+        """Names of the settings that make a run what it is."""
+        return [name for name, field in _fields().items() if field.metadata["defines_run"]]
+
+    def lines(self) -> list[str]:
+        """Every setting as a line of a flagfile."""
+        return [f"--{f.name}={_text(getattr(self, f.name))}" for f in dataclasses.fields(self)]
+
+
+def _text(value) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _fields() -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(Config)}
+
+
+def _bounds(metadata) -> str:
+    parts = [
+        f"{sign} {metadata[key]}"
+        for key, sign in (("above", ">"), ("lower", ">="), ("upper", "<="))
+        if metadata[key] is not None
+    ]
+    return " and ".join(parts)
+
+
+def _check_value(name: str, value, metadata) -> None:
+    choices = metadata["choices"]
+    if choices is not None and value not in choices:
+        raise UsageError(
+            f"--{name}: expected one of {', '.join(map(str, choices))}; received {value!r}"
+        )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high, above = metadata["lower"], metadata["upper"], metadata["above"]
+        if (
+            not math.isfinite(value)
+            or (low is not None and value < low)
+            or (high is not None and value > high)
+            or (above is not None and value <= above)
+        ):
+            bounds = _bounds(metadata) or "a finite number"
+            raise UsageError(f"--{name}: expected {bounds}; received {value!r}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def check(config: Config) -> Config:
+    """Returns the config, or raises UsageError naming the flag and what was expected."""
+    for name, field in _fields().items():
+        value = getattr(config, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            _check_value(name, item, field.metadata)
+    _require(
+        len(config.weight_decay) == 2,
+        "--weight_decay: expected two values, of step 1 and step 2, such as 5e-6,0; received "
+        f"{_text(config.weight_decay)!r}",
+    )
+    _require(bool(config.dataset), "--dataset: expected a data set name; received nothing")
+    mode = config.mode
+    if mode == "train":
+        _require(bool(config.output_dir), "--output_dir: expected a directory for the run")
+        if config.loss != "cross_entropy":
+            _check_teacher(config)
+    if mode in ("evaluate", "export"):
+        _require(
+            bool(config.run or config.output_dir or config.tflite),
+            f"--run: expected the directory of a run to {mode}",
+        )
+    if config.run:
+        _check_run(config.run, "run")
+    if config.tflite:
+        _require(
+            pathlib.Path(config.tflite).is_file(),
+            f"--tflite: expected a file; received {config.tflite!r}, which does not exist",
+        )
+    return config
+
+
+def _check_teacher(config: Config) -> None:
+    if config.teacher == "self":
+        return
+    _check_run(config.teacher, "teacher")
+
+
+def _check_run(path: str, flag: str) -> None:
+    _require(
+        (pathlib.Path(path) / "flags.cfg").is_file(),
+        f"--{flag}: expected a run directory (with flags.cfg); received {path!r}",
+    )
+
+
+def _flag_values() -> flags.FlagValues:
+    """A flag for each field of Config."""
+    values = flags.FlagValues()
+    define = {
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for name, field in _fields().items():
+        default, text = field.default, field.metadata["help"]
+        if field.metadata["choices"]:
+            text += f" One of {', '.join(map(str, field.metadata['choices']))}."
+        if isinstance(default, tuple):
+            default = [_text(item) for item in default]
+            flags.DEFINE_list(name, default, text, flag_values=values)
+        else:
+            define[type(default)](name, default, text, flag_values=values)
+    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
+    return values
+
+
+def _read_flagfile(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> list[str]:
+    """The arguments in a flagfile; one it names itself is looked for beside it first."""
+    if not path.is_file():
+        raise UsageError(f"--flagfile: expected a file; received {str(path)!r}, which is none")
+    if path.resolve() in seen:
+        raise UsageError(f"--flagfile: {path} includes itself")
+    arguments = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        line = line.strip()
+        if line and not line.startswith(("#", "//")):
+            arguments.append(line)
+    return _expand(arguments, path.parent, (*seen, path.resolve()))
+
+
+def _expand(arguments: list[str], folder: pathlib.Path, seen=()) -> list[str]:
+    """Replaces every --flagfile=FILE by the arguments in FILE."""
+    expanded: list[str] = []
+    arguments = iter(arguments)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            expanded.append(argument)
+            continue
+        value = value if equals else next(arguments, "")
+        beside = folder / value
+        expanded += _read_flagfile(beside if beside.is_file() else pathlib.Path(value), seen)
+    return expanded
+
+
+def _convert(field: dataclasses.Field, value: Any):
+    if not isinstance(field.default, tuple):
+        return value
+    kind = type(field.default[0])
+    try:
+        return tuple(kind(item) for item in value)
+    except ValueError:
+        raise UsageError(
+            f"--{field.name}: expected numbers separated by commas; received {','.join(value)!r}"
+        ) from None
+
+
+def parse(arguments: list[str]) -> Config | str:
+    """The Config of a command line (without the program's name), or the text of --help.
+
+    Later flags win over earlier ones and over flagfiles before them.
+
+    Raises:
+        UsageError: an unknown flag, a wrong value, a missing file.
+    """
+    values = _flag_values()
+    arguments = _expand(arguments, pathlib.Path())
+    try:
+        rest = values(["main.py", *arguments])[1:]
+    except flags.Error as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    if values.help:
+        return values.get_help()
+    if rest:
+        raise UsageError(f"expected only flags (--name=value); received {rest[0]!r}")
+    return check(
+        Config(**{name: _convert(field, values[name].value) for name, field in _fields().items()})
+    )
+
+
+def load_run(directory: str | pathlib.Path, **changes) -> Config:
+    """The Config that a run directory was made with, with some values changed.
+
+    Raises:
+        UsageError: the directory holds no run, or one of another version.
+    """
+    directory = pathlib.Path(directory)
+    _check_run(str(directory), "run")
+    values = _flag_values()
+    try:
+        values(["main.py", *_read_flagfile(directory / "flags.cfg")])
+    except flags.Error as error:
+        raise UsageError(f"{directory}/flags.cfg: {' '.join(str(error).split())}") from None
+    settings = {name: _convert(field, values[name].value) for name, field in _fields().items()}
+    return Config(**{**settings, "output_dir": str(directory), **changes})

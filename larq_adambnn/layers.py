@@ -1,0 +1,180 @@
+"""ReActNet's layers, and the switch between real and binary."""
+
+import contextlib
+import logging
+
+import larq as lq
+import tensorflow as tf
+
+from larq_adambnn.quantizers import ScaledSign, Switchable
+
+__all__ = ["BinaryConv2D", "RPReLU", "Rotate180", "Shift", "binarization", "binarize"]
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class Rotate180(tf.keras.layers.Layer):
+    """Reverses the two spatial axes of (B, H, W, C) images.
+
+    PyTorch pads a stride-2 convolution of an even size on the low side, TensorFlow's
+    "same" on the high side.  In a reversed image, with every kernel reversed too,
+    "same" pads where PyTorch does.  The ReActNets reverse their input once, so they
+    compute what the published networks compute.
+    """
+
+    def call(self, inputs):
+        return tf.reverse(inputs, axis=[1, 2])
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class Shift(tf.keras.layers.Layer):
+    """Adds a learnable bias per channel; before a sign it makes the RSign of ReActNet."""
+
+    def build(self, input_shape):
+        self.shift = self.add_weight("shift", shape=input_shape[-1:], initializer="zeros")
+        super().build(input_shape)
+
+    def call(self, inputs):
+        return inputs + self.shift
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class RPReLU(tf.keras.layers.Layer):
+    """ReActNet's activation, per channel: ``PReLU(x + shift_in) + shift_out``.
+
+    All three parameters are learnable vectors of C values; the slope of the
+    negative side starts at 0.25 (ReActNet, equation 3; PyTorch's default slope).
+    """
+
+    def build(self, input_shape):
+        def weight(name, initializer):
+            return self.add_weight(name, shape=input_shape[-1:], initializer=initializer)
+
+        self.shift_in = weight("shift_in", "zeros")
+        self.slope = weight("slope", tf.keras.initializers.Constant(0.25))
+        self.shift_out = weight("shift_out", "zeros")
+        super().build(input_shape)
+
+    def call(self, inputs):
+        x = inputs + self.shift_in
+        return tf.where(x > 0, x, self.slope * x) + self.shift_out
+
+
+@contextlib.contextmanager
+def _without_constraint_warning():
+    """Larq advises a kernel constraint for binary kernels; the paper trains without one."""
+    logger = logging.getLogger("larq.layers_base")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class BinaryConv2D(lq.layers.QuantConv2D):
+    """Larq's QuantConv2D whose input sign and kernel sign can be switched on and off.
+
+    Forward with both on: ``conv(sign(x), s * sign(w))``, see `scaled_sign`; the
+    sign's gradient is ``2 - 2|x|`` inside [-1, 1] and 0 outside (Bi-Real Net).
+    No bias; takes what `larq.layers.QuantConv2D` takes.
+
+    PyTorch's sign(0) is 0, Larq's is +1; exact zeros do not survive the first update.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size,
+        *,
+        input_quantizer=None,
+        kernel_quantizer=None,
+        **kwargs,
+    ):
+        options = {"padding": "same", "use_bias": False, **kwargs}
+        with _without_constraint_warning():
+            super().__init__(
+                filters,
+                kernel_size,
+                input_quantizer=input_quantizer or Switchable(lq.quantizers.ApproxSign()),
+                kernel_quantizer=kernel_quantizer or Switchable(ScaledSign()),
+                **options,
+            )
+
+
+# The quantizer attributes of Larq's layers, with the variable each one acts on.
+KERNELS = {
+    "kernel_quantizer": "kernel",
+    "depthwise_quantizer": "depthwise_kernel",
+    "pointwise_quantizer": "pointwise_kernel",
+}
+
+
+def switches(model, attributes) -> list[tuple[Switchable, tf.Variable | None]]:
+    """Every Switchable in the given quantizer attributes with the kernel it quantizes.
+
+    Larq's plain binary quantizers are put into a Switchable here.
+    """
+    found = []
+    for layer in model.submodules:
+        for attribute in attributes:
+            quantizer = getattr(layer, attribute, None)
+            kernel = getattr(layer, KERNELS.get(attribute, ""), None)
+            if not isinstance(quantizer, Switchable):
+                if getattr(quantizer, "precision", None) != 1:
+                    continue
+                quantizer = Switchable(quantizer)
+                setattr(layer, attribute, quantizer)
+                if kernel is not None:
+                    kernel.quantizer = quantizer
+            found.append((quantizer, kernel))
+    return found
+
+
+def binarize(
+    model: tf.keras.Model, activations: bool = True, weights: bool = True
+) -> tf.keras.Model:
+    """Sets what is binary in a model, in place; every weight stays as it is.
+
+    Step 1 of the paper is ``(True, False)``, step 2 ``(True, True)``, the
+    real-valued network ``(False, False)``.  Works on any model of Larq layers, also
+    inside a running `fit` (from a callback): pass the model that is being fitted.
+    The next batch retraces once.
+
+    Args:
+        model: a built model; it may contain others.
+        activations: binarize the inputs of the quantized layers.
+        weights: binarize their kernels.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the model has no binary layer.
+    """
+    inputs, kernels = switches(model, ["input_quantizer"]), switches(model, KERNELS)
+    if not inputs and not kernels:
+        raise ValueError(f"Expected a model with binary Larq layers. Received: {model.name}")
+    for found, on in ((inputs, activations), (kernels, weights)):
+        for switch, kernel in found:
+            switch.on = bool(on)
+            if kernel is not None:
+                kernel.precision = switch.precision
+    for compiled in (model, *getattr(model, "_fitted_by", ())):
+        retrace(compiled)
+    return model
+
+
+def binarization(model: tf.keras.Model) -> tuple[bool, bool]:
+    """What is binary in a model now, as ``(activations, weights)``."""
+    return (
+        any(switch.on for switch, _ in switches(model, ["input_quantizer"])),
+        any(switch.on for switch, _ in switches(model, KERNELS)),
+    )
+
+
+def retrace(model: tf.keras.Model) -> None:
+    """Drops a model's traced functions; a running fit goes on with the new ones."""
+    model.test_function = None
+    model.predict_function = None
+    if model.train_function is not None:
+        model.make_train_function(force=True)

@@ -1,0 +1,45 @@
+"""Networks: tf.keras.Model from images (B, H, W, C) to logits (B, num_classes)."""
+
+import tensorflow as tf
+
+from larq_adambnn.config import Config
+from larq_adambnn.models.complexity import Complexity, complexity, summary
+from larq_adambnn.models.reactnet import reactnet18, reactnet_a
+
+__all__ = ["Complexity", "build", "complexity", "main", "reactnet18", "reactnet_a", "summary"]
+
+_REACTNETS = {"reactnet_a": reactnet_a, "reactnet18": reactnet18}
+
+
+def build(
+    name: str,
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    width: float = 1.0,
+    pad_values: float = 0.0,
+) -> tf.keras.Model:
+    """The network of a name as --model takes it.
+
+    Raises:
+        ValueError: no such network, or an argument it does not take.
+    """
+    if name not in _REACTNETS:
+        raise ValueError(f"Expected one of {', '.join(_REACTNETS)}. Received: name={name!r}")
+    return _REACTNETS[name](input_shape, num_classes, width, pad_values=pad_values)
+
+
+def main(config: Config) -> None:
+    """--mode=summary: prints Larq's summary of the network and the paper's count."""
+    from larq_adambnn import data
+
+    class_names, channels = data.describe(config)
+    summary(
+        build(
+            config.model,
+            input_shape=(config.image_size, config.image_size, channels),
+            num_classes=len(class_names),
+            width=config.width,
+            pad_values=config.pad_values,
+        )
+    )

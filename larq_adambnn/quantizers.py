@@ -1,0 +1,72 @@
+"""Binary quantizers: pure functions, and the registered classes that wrap them."""
+
+import larq as lq
+import tensorflow as tf
+
+__all__ = ["ScaledSign", "Switchable", "scaled_sign"]
+
+
+@tf.custom_gradient
+def scaled_sign(w: tf.Tensor) -> tf.Tensor:
+    """Binary weights with one scale per output channel (ReActNet, section 3; XNOR-Net).
+
+    Forward: ``s * sign(w)`` with ``s`` the mean of ``|w|`` over all axes but the
+    last, and ``sign(0) = +1``.  Gradient: ``dy`` where ``|w| <= 1``, else 0; none
+    flows through ``s``.  (``larq.quantizers.MagnitudeAwareSign`` has the same
+    forward pass but multiplies the gradient by ``s``.)
+
+    Args:
+        w: latent weights, output channels on the last axis.
+
+    Returns:
+        Tensor of w's shape and dtype.
+    """
+
+    def grad(dy):
+        return tf.where(tf.abs(w) <= 1, dy, tf.zeros_like(dy))
+
+    scale = tf.reduce_mean(tf.abs(w), axis=list(range(w.shape.rank - 1)), keepdims=True)
+    return tf.where(w >= 0, scale, -scale), grad
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class ScaledSign(lq.quantizers.Quantizer):
+    """Kernel quantizer of ReActNet: `scaled_sign`."""
+
+    precision = 1
+
+    def call(self, inputs):
+        return scaled_sign(inputs)
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class Switchable(lq.quantizers.Quantizer):
+    """A quantizer that can be turned off, which leaves its input as it is.
+
+    Use `larq_adambnn.binarize` to switch a whole model: compiled functions keep
+    the form they were traced in.
+
+    Args:
+        quantizer: a Larq quantizer, its name or its configuration.
+        on: whether to quantize.
+    """
+
+    def __init__(self, quantizer, *, on: bool = True, **kwargs):
+        super().__init__(**kwargs)
+        self.quantizer = lq.quantizers.get(quantizer)
+        self.on = bool(on)
+
+    @property
+    def precision(self) -> int:
+        """Bits of the output: the quantizer's when on, else 32."""
+        return self.quantizer.precision if self.on else 32
+
+    def call(self, inputs):
+        return self.quantizer(inputs) if self.on else inputs
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "quantizer": lq.quantizers.serialize(self.quantizer),
+            "on": self.on,
+        }

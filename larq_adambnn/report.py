@@ -1,0 +1,117 @@
+"""report.md, its plots, and the table that a training ends with."""
+
+import json
+
+from larq_adambnn.config import Config
+from larq_adambnn.runs import Run, replace_file
+
+__all__ = ["table", "write"]
+
+
+def table(run: Run, config: Config, seconds: float | None = None) -> str:
+    """Test top-1 of the teacher, each step and the .tflite, with sizes and times."""
+    rows = [("network", "test top-1", "size", "time")]
+    teacher = Run(run.directory / "teacher")
+    if teacher.metrics.is_file():
+        rows.append(_row("teacher (real-valued)", teacher, 1))
+    names = {
+        (True, False): "binary activations",
+        (False, True): "binary weights",
+        (True, True): "binary",
+        (False, False): "real-valued",
+    }
+    for step, form in enumerate(config.steps, start=1):
+        rows.append(_row(f"step {step} ({names[form]})", run, step))
+    if run.export.is_file():
+        export = json.loads(run.export.read_text(encoding="utf-8"))
+        rows.append(
+            (
+                ".tflite",
+                f"{100 * export['accuracy']['tflite']:.2f} %",
+                _size(export["bytes"]),
+                f"{export['seconds']:.0f} s",
+            )
+        )
+    if seconds is not None:
+        rows.append(("all", "", "", f"{seconds:.0f} s"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"| {row[0]:<{widths[0]}} | "
+        + " | ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
+        + " |"
+        for row in rows
+    ]
+    rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (w + 1)}:|" for w in widths[1:])
+    lines.insert(1, rule)
+    return "\n".join([*lines, "", f"Everything is in {run.directory}; begin with report.md."])
+
+
+def _row(name: str, run: Run, step: int) -> tuple[str, str, str, str]:
+    rows = [row for row in run.read_metrics() if row["step"] == step]
+    if not rows:
+        return (name, "", "", "")
+    return (
+        name,
+        f"{100 * rows[-1]['val_accuracy']:.2f} %",
+        _size(run.weights(step).stat().st_size) if run.weights(step).is_file() else "",
+        f"{sum(row['seconds'] for row in rows):.0f} s",
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def write(run: Run, config: Config) -> None:
+    """Writes report.md and the curves of a run."""
+    plots = [_curves(run, config, "accuracy", 100, "accuracy (%)")]
+    plots.append(_curves(run, config, "loss", 1, "loss"))
+    lines = [
+        f"# {config.model} on {config.dataset}",
+        "",
+        table(run, config),
+        "",
+        *(f"![{path.stem}](plots/{path.name})" for path in plots),
+    ]
+    if run.export.is_file():
+        export = json.loads(run.export.read_text(encoding="utf-8"))
+        counts = export["binary_convolutions"]
+        lines += [
+            "",
+            "## The .tflite against Keras",
+            "",
+            f"- {counts['converted']} of {counts['expected']} binary convolutions are LceBconv2d",
+            f"- {export['bytes']:,} bytes; {export['float_bytes']:,} as float32 weights",
+            f"- same top-1 class on {100 * export['check']['agreement']:.2f} % of "
+            f"{export['check']['images']} test images; logits differ by at most "
+            f"{export['check']['largest_difference']:.2g}",
+        ]
+    lines += ["", "## Settings", "", "```", *config.lines(), "```", ""]
+    with replace_file(run.report) as path:
+        path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _curves(run: Run, config: Config, name: str, factor: float, label: str):
+    """Training and test curves over the epochs of all steps, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = run.read_metrics()
+    epochs = range(1, len(rows) + 1)
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(epochs, [factor * row[name] for row in rows], label="training")
+    axes.plot(epochs, [factor * row[f"val_{name}"] for row in rows], label="test")
+    for step in range(1, len(config.steps)):
+        axes.axvline(
+            step * config.epochs + 0.5, color="grey", linestyle="--", label="step 2 begins"
+        )
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = run.plots / f"{name}.png"
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
+    return path

@@ -1,0 +1,64 @@
+"""Command line of larq_adambnn: parses the flags and runs the mode they name."""
+
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+
+from larq_adambnn.config import UsageError, parse
+
+# The function that each mode calls with the Config.
+_MODES = {
+    "train": "larq_adambnn.training:train",
+    "evaluate": "larq_adambnn.evaluation:main",
+    "export": "larq_adambnn.export:main",
+    "summary": "larq_adambnn.models:main",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command line and returns its exit status."""
+    debug = "--debug" in arguments
+    try:
+        config = parse(arguments)
+        if isinstance(config, str):
+            print(config)
+            return 0
+        module, function = _MODES[config.mode].split(":")
+        with _quiet_import():
+            importlib.import_module("tensorflow")
+        getattr(importlib.import_module(module), function)(config)
+        return 0
+    except UsageError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {type(error).__name__}: {reason} (--debug shows more)", file=sys.stderr)
+        return 1
+
+
+@contextlib.contextmanager
+def _quiet_import():
+    """Keeps what TensorFlow's libraries write while they load off standard error."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
