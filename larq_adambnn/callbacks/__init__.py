@@ -1,0 +1,12 @@
+"""The recipe and the paper's measurements as Keras callbacks, for any `model.fit`."""
+
+from larq_adambnn.callbacks.measurements import CorrelationToInitialization, FlipFlopRatio
+from larq_adambnn.callbacks.recipe import LinearDecay, TwoStepSwitch, WeightDecaySchedule
+
+__all__ = [
+    "CorrelationToInitialization",
+    "FlipFlopRatio",
+    "LinearDecay",
+    "TwoStepSwitch",
+    "WeightDecaySchedule",
+]
