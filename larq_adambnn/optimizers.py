@@ -1,10 +1,10 @@
-"""PyTorch's Adam with the published code's weight decay, as a Keras optimizer."""
+"""PyTorch's optimizers with the published code's weight decay, as Keras optimizers."""
 
 from collections.abc import Callable
 
 import tensorflow as tf
 
-__all__ = ["Adam", "published_decay"]
+__all__ = ["SGD", "Adam", "RMSprop", "published_decay"]
 
 
 def published_decay(variable: tf.Variable) -> bool:
@@ -17,19 +17,58 @@ def published_decay(variable: tf.Variable) -> bool:
     return variable.shape.rank == 4 or "shift" in variable.name.rsplit("/", 1)[-1]
 
 
-@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
-class Adam(tf.keras.optimizers.Adam):
-    """Adam with coupled L2 weight decay (torch.optim.Adam's arithmetic).
+class _WeightDecay:
+    """Adds a settable `weight_decay` to a Keras optimizer, for selected variables.
 
-    ``g += weight_decay * w`` before the moments, for the variables that `decays`
-    selects; epsilon is added after the bias-corrected root.  Decoupled decay is
-    `tf.keras.optimizers.AdamW`.
+    Coupled decay (PyTorch's `weight_decay`) adds ``weight_decay * w`` to the gradient
+    before anything else; decoupled decay (AdamW) subtracts
+    ``learning_rate * weight_decay * w`` from the weight.
+    """
+
+    def _set_up_decay(self, weight_decay, decoupled, decays):
+        self.weight_decay = tf.Variable(
+            weight_decay, dtype=tf.keras.backend.floatx(), trainable=False, name="weight_decay"
+        )
+        self.decoupled = decoupled
+        self.decays = decays
+
+    def _apply_weight_decay(self, variables):
+        """Keras's own decay, which would come on top."""
+
+    def _decayed(self, gradient, variable):
+        """The gradient to use, after the variable's decay."""
+        gradient = tf.convert_to_tensor(gradient)
+        if not self.decays(variable):
+            return gradient
+        decay = tf.cast(self.weight_decay, gradient.dtype) * variable
+        if not self.decoupled:
+            return gradient + decay
+        with tf.control_dependencies(
+            [variable.assign_sub(tf.cast(self.learning_rate, gradient.dtype) * decay)]
+        ):
+            return tf.identity(gradient)
+
+    def get_config(self):
+        config = super().get_config()
+        for name in ("adaptive_epsilon", "jit_compile"):
+            config.pop(name, None)
+        config["weight_decay"] = float(self.weight_decay.numpy())
+        if self.decays is not published_decay:
+            config["decays"] = self.decays
+        return config
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class Adam(_WeightDecay, tf.keras.optimizers.Adam):
+    """Adam with torch.optim.Adam's arithmetic: epsilon after the bias-corrected root.
 
     Args:
         learning_rate: float or a Keras schedule.
         weight_decay: initial value of the variable `weight_decay`, which callbacks
             may set while training.
         beta_1, beta_2, epsilon, amsgrad: as in torch.optim.Adam.
+        decoupled: decay the weights as torch.optim.AdamW does instead of adding the
+            decay to the gradient.
         decays: which variables decay; the published rule by default.
         **kwargs: clipping, EMA and other options of Keras optimizers.
     """
@@ -43,11 +82,11 @@ class Adam(tf.keras.optimizers.Adam):
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
         amsgrad: bool = False,
+        decoupled: bool = False,
         decays: Callable[[tf.Variable], bool] = published_decay,
         name: str = "Adam",
         **kwargs,
     ):
-        kwargs["jit_compile"] = False
         super().__init__(
             learning_rate=learning_rate,
             beta_1=beta_1,
@@ -56,21 +95,14 @@ class Adam(tf.keras.optimizers.Adam):
             adaptive_epsilon=True,
             amsgrad=amsgrad,
             name=name,
+            jit_compile=False,
             **kwargs,
         )
-        self.weight_decay = tf.Variable(
-            weight_decay, dtype=tf.keras.backend.floatx(), trainable=False, name="weight_decay"
-        )
-        self.decays = decays
-
-    def _apply_weight_decay(self, variables):
-        """Keras's decoupled decay; it is part of the gradient here."""
+        self._set_up_decay(weight_decay, decoupled, decays)
 
     def update_step(self, gradient, variable):
-        dtype = variable.dtype.base_dtype
-        gradient = tf.convert_to_tensor(gradient)
-        if self.decays(variable):
-            gradient += tf.cast(self.weight_decay, dtype) * variable
+        gradient = self._decayed(gradient, variable)
+        dtype = gradient.dtype
         step = tf.cast(self.iterations + 1, dtype)
         beta_1 = tf.constant(self.beta_1, dtype)
         beta_2 = tf.constant(self.beta_2, dtype)
@@ -96,10 +128,69 @@ class Adam(tf.keras.optimizers.Adam):
         )
 
     def get_config(self):
-        config = super().get_config()
-        config.pop("adaptive_epsilon", None)
-        config.pop("jit_compile", None)
-        config["weight_decay"] = float(self.weight_decay.numpy())
-        if self.decays is not published_decay:
-            config["decays"] = self.decays
-        return config
+        return {**super().get_config(), "decoupled": self.decoupled}
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class SGD(_WeightDecay, tf.keras.optimizers.SGD):
+    """SGD with torch.optim.SGD's momentum: ``v = momentum * v + g``, ``w -= lr * v``.
+
+    Args:
+        learning_rate: float or a Keras schedule.
+        weight_decay: as in `Adam`, coupled.
+        momentum: 0.9 as the paper's SGD has it.
+        decays: as in `Adam`.
+        **kwargs: clipping, EMA and other options of Keras optimizers.
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.05,
+        weight_decay: float = 0.0,
+        *,
+        momentum: float = 0.9,
+        decays: Callable[[tf.Variable], bool] = published_decay,
+        name: str = "SGD",
+        **kwargs,
+    ):
+        if kwargs.pop("nesterov", False):
+            raise ValueError("Expected plain momentum. Received: nesterov=True")
+        super().__init__(
+            learning_rate=learning_rate, momentum=momentum, name=name, jit_compile=False, **kwargs
+        )
+        self._set_up_decay(weight_decay, False, decays)
+
+    def update_step(self, gradient, variable):
+        gradient = self._decayed(gradient, variable)
+        learning_rate = tf.cast(self.learning_rate, gradient.dtype)
+        if not self.momentum:
+            variable.assign_sub(learning_rate * gradient)
+            return
+        velocity = self.momentums[self._index_dict[self._var_key(variable)]]
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=velocity.handle,
+            lr=learning_rate,
+            grad=gradient,
+            momentum=tf.constant(self.momentum, gradient.dtype),
+        )
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class RMSprop(_WeightDecay, tf.keras.optimizers.RMSprop):
+    """Keras's RMSprop with coupled weight decay; arguments as `Adam`'s and Keras's."""
+
+    def __init__(
+        self,
+        learning_rate=1e-3,
+        weight_decay: float = 0.0,
+        *,
+        decays: Callable[[tf.Variable], bool] = published_decay,
+        name: str = "RMSprop",
+        **kwargs,
+    ):
+        super().__init__(learning_rate=learning_rate, name=name, jit_compile=False, **kwargs)
+        self._set_up_decay(weight_decay, False, decays)
+
+    def update_step(self, gradient, variable):
+        super().update_step(self._decayed(gradient, variable), variable)
