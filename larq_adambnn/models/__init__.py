@@ -5,10 +5,20 @@ import tensorflow as tf
 from larq_adambnn.config import Config
 from larq_adambnn.models.complexity import Complexity, complexity, summary
 from larq_adambnn.models.reactnet import reactnet18, reactnet_a
+from larq_adambnn.models.resnet import resnet34
 
-__all__ = ["Complexity", "build", "complexity", "main", "reactnet18", "reactnet_a", "summary"]
+__all__ = [
+    "Complexity",
+    "build",
+    "complexity",
+    "main",
+    "reactnet18",
+    "reactnet_a",
+    "resnet34",
+    "summary",
+]
 
-_REACTNETS = {"reactnet_a": reactnet_a, "reactnet18": reactnet18}
+_NETWORKS = {"reactnet_a": reactnet_a, "reactnet18": reactnet18, "resnet34": resnet34}
 
 
 def build(
@@ -24,9 +34,10 @@ def build(
     Raises:
         ValueError: no such network, or an argument it does not take.
     """
-    if name not in _REACTNETS:
-        raise ValueError(f"Expected one of {', '.join(_REACTNETS)}. Received: name={name!r}")
-    return _REACTNETS[name](input_shape, num_classes, width, pad_values=pad_values)
+    if name not in _NETWORKS:
+        raise ValueError(f"Expected one of {', '.join(_NETWORKS)}. Received: name={name!r}")
+    binary = {} if name == "resnet34" else {"pad_values": pad_values}
+    return _NETWORKS[name](input_shape, num_classes, width, **binary)
 
 
 def main(config: Config) -> None:

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from larq_adambnn.layers import BinaryConv2D, Rotate180, RPReLU, Shift
+from larq_adambnn.models.common import batch_norm, check_arguments, classify, kaiming_uniform
 
 __all__ = ["reactnet18", "reactnet_a"]
 
@@ -11,18 +12,7 @@ _BLOCKS_A = ((2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), *[(16, 1)] * 5, (3
 _BLOCKS_18 = tuple(
     (units, 2 if units > 1 and block == 0 else 1) for units in (1, 2, 4, 8) for block in range(4)
 )
-_SMALLEST_IMAGE = 32
 _LARGE_IMAGE = 64  # from this size on the stem reduces the image
-
-
-def _batch_norm(name: str):
-    """PyTorch's defaults: epsilon 1e-5, momentum 0.1 (0.9 as Keras counts it)."""
-    return tf.keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
-
-
-def _kaiming_uniform():
-    """PyTorch's default: Kaiming uniform with a = sqrt(5)."""
-    return tf.keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")
 
 
 def _real_conv(filters: int, size: int, stride: int, name: str):
@@ -32,7 +22,7 @@ def _real_conv(filters: int, size: int, stride: int, name: str):
         strides=stride,
         padding="same",
         use_bias=False,
-        kernel_initializer=_kaiming_uniform(),
+        kernel_initializer=kaiming_uniform(),
         name=name,
     )
 
@@ -43,35 +33,13 @@ def _binary_conv(filters: int, size: int, stride: int, pad_values: float, name: 
         size,
         strides=stride,
         pad_values=pad_values,
-        kernel_initializer=_kaiming_uniform(),
+        kernel_initializer=kaiming_uniform(),
         name=name,
     )
 
 
 def _halve(x, name: str):
     return tf.keras.layers.AveragePooling2D(2, padding="same", name=name)(x)
-
-
-def _classify(x, num_classes: int):
-    x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    return tf.keras.layers.Dense(
-        num_classes,
-        kernel_initializer=_kaiming_uniform(),
-        dtype=tf.keras.mixed_precision.global_policy().variable_dtype,  # never half precision
-        name="classifier",
-    )(x)
-
-
-def _check(input_shape, num_classes: int, width: float) -> None:
-    if len(input_shape) != 3 or min(input_shape[:2]) < _SMALLEST_IMAGE or input_shape[2] < 1:
-        raise ValueError(
-            f"Expected input_shape (height, width, channels) of at least {_SMALLEST_IMAGE} x "
-            f"{_SMALLEST_IMAGE} x 1. Received: input_shape={input_shape}"
-        )
-    if num_classes < 1:
-        raise ValueError(f"Expected at least 1 class. Received: num_classes={num_classes}")
-    if not width > 0:
-        raise ValueError(f"Expected a positive width. Received: width={width}")
 
 
 def reactnet_a(
@@ -100,7 +68,7 @@ def reactnet_a(
     Raises:
         ValueError: an argument is out of range.
     """
-    _check(input_shape, num_classes, width)
+    check_arguments(input_shape, num_classes, width)
     if stem_stride is None:
         stem_stride = 2 if min(input_shape[:2]) >= _LARGE_IMAGE else 1
 
@@ -108,7 +76,7 @@ def reactnet_a(
         inputs = x.shape[-1]
         y = Shift(name=f"{name}_shift1")(x)
         y = _binary_conv(inputs, 3, stride, pad_values, f"{name}_conv3x3")(y)
-        y = _batch_norm(f"{name}_bn1")(y)
+        y = batch_norm(f"{name}_bn1")(y)
         shortcut = x if stride == 1 else _halve(x, f"{name}_halve")
         y = tf.keras.layers.Add(name=f"{name}_add1")([y, shortcut])
         y = RPReLU(name=f"{name}_rprelu1")(y)
@@ -117,7 +85,7 @@ def reactnet_a(
         outputs = []
         for branch in [""] if filters == inputs else ["a", "b"]:
             u = _binary_conv(inputs, 1, 1, pad_values, f"{name}_conv1x1{branch}")(z)
-            u = _batch_norm(f"{name}_bn2{branch}")(u)
+            u = batch_norm(f"{name}_bn2{branch}")(u)
             outputs.append(tf.keras.layers.Add(name=f"{name}_add2{branch}")([u, y]))
         if len(outputs) > 1:
             outputs = [tf.keras.layers.Concatenate(name=f"{name}_concat")(outputs)]
@@ -127,10 +95,10 @@ def reactnet_a(
     unit = max(1, round(32 * width))
     x = Rotate180(name="rotate")(images)
     x = _real_conv(unit, 3, stem_stride, "stem_conv")(x)
-    x = _batch_norm("stem_bn")(x)
+    x = batch_norm("stem_bn")(x)
     for number, (units, stride) in enumerate(_BLOCKS_A, start=1):
         x = block(x, f"block{number}", units * unit, stride)
-    return tf.keras.Model(images, _classify(x, num_classes), name="reactnet_a")
+    return tf.keras.Model(images, classify(x, num_classes), name="reactnet_a")
 
 
 def reactnet18(
@@ -146,18 +114,18 @@ def reactnet18(
     Args, returns and raises as `reactnet_a`.  With a stem stride of 1 the max pool
     after the stem is left out too.
     """
-    _check(input_shape, num_classes, width)
+    check_arguments(input_shape, num_classes, width)
     if stem_stride is None:
         stem_stride = 2 if min(input_shape[:2]) >= _LARGE_IMAGE else 1
 
     def block(x, name, filters, stride):
         y = Shift(name=f"{name}_shift")(x)
         y = _binary_conv(filters, 3, stride, pad_values, f"{name}_conv3x3")(y)
-        y = _batch_norm(f"{name}_bn")(y)
+        y = batch_norm(f"{name}_bn")(y)
         if stride != 1:
             x = _halve(x, f"{name}_halve")
             x = _real_conv(filters, 1, 1, f"{name}_downsample_conv")(x)
-            x = _batch_norm(f"{name}_downsample_bn")(x)
+            x = batch_norm(f"{name}_downsample_bn")(x)
         y = tf.keras.layers.Add(name=f"{name}_add")([y, x])
         return RPReLU(name=f"{name}_rprelu")(y)
 
@@ -165,9 +133,9 @@ def reactnet18(
     unit = max(1, round(64 * width))
     x = Rotate180(name="rotate")(images)
     x = _real_conv(unit, 7, stem_stride, "stem_conv")(x)
-    x = _batch_norm("stem_bn")(x)
+    x = batch_norm("stem_bn")(x)
     if stem_stride > 1:
         x = tf.keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
     for number, (units, stride) in enumerate(_BLOCKS_18, start=1):
         x = block(x, f"block{number}", units * unit, stride)
-    return tf.keras.Model(images, _classify(x, num_classes), name="reactnet18")
+    return tf.keras.Model(images, classify(x, num_classes), name="reactnet18")
