@@ -47,6 +47,24 @@ MODES = (
     "summary",
 )
 
+# larq-zoo's networks with binary weights
+ZOO = (
+    "BiRealNet",
+    "BinaryAlexNet",
+    "BinaryDenseNet28",
+    "BinaryDenseNet37",
+    "BinaryDenseNet37Dilated",
+    "BinaryDenseNet45",
+    "BinaryResNetE18",
+    "DoReFaNet",
+    "MeliusNet22",
+    "QuickNet",
+    "QuickNetLarge",
+    "QuickNetSmall",
+    "RealToBinaryNet",
+    "XNORNet",
+)
+
 _IMAGE_SIDE = 32  # the smallest the networks take
 
 
@@ -63,7 +81,11 @@ class Config:
     debug: bool = _flag(False, "Show tracebacks.", defines_run=False)
 
     # Network
-    model: str = _flag("reactnet_a", "Network.", choices=("reactnet_a", "reactnet18"))
+    model: str = _flag(
+        "reactnet_a",
+        "Network; resnet34 is real-valued (a teacher), names like QuickNet are larq-zoo's.",
+        choices=("reactnet_a", "reactnet18", "resnet34", *ZOO),
+    )
     width: float = _flag(1.0, "Multiplier of every channel count.", above=0, upper=16)
     image_size: int = _flag(224, "Side of the square input in pixels.", lower=_IMAGE_SIDE)
     pad_values: int = _flag(0, "What pads binary inputs: 0 as published, or 1.", choices=(0, 1))
@@ -89,20 +111,69 @@ class Config:
     )
     epochs: int = _flag(256, "Epochs of each step.", lower=1)
     batch_size: int = _flag(256, "Images in a training step.", lower=1)
-    optimizer: str = _flag("adam", "Optimizer.", choices=("adam",))
+    microbatches: int = _flag(
+        1, "Equal parts a step is computed in to save memory (gradient accumulation).", lower=1
+    )
+    optimizer: str = _flag(
+        "adam",
+        "Optimizer; adam has coupled weight decay, sgd momentum 0.9.",
+        choices=("adam", "adamw", "amsgrad", "sgd", "rmsprop"),
+    )
     learning_rate: float = _flag(1.25e-3, "Initial learning rate of each step.", above=0)
     weight_decay: tuple[float, ...] = _flag(
         (5e-6, 0.0), "Weight decay of step 1 and step 2.", lower=-1, upper=1
     )
-    loss: str = _flag("distribution", "Training loss.", choices=("distribution", "cross_entropy"))
+    published_schedule: bool = _flag(
+        False, "Decay the learning rate by epochs, as the published code does, not by steps."
+    )
+    reload_best: bool = _flag(
+        False, "Begin step 2 from step 1's best weights, as the published code does."
+    )
+    ema: float = _flag(
+        0.0,
+        "Momentum of the averaged weights that are evaluated and kept; 0: none.",
+        lower=0,
+        upper=0.999999,
+    )
+    loss: str = _flag(
+        "distribution",
+        "Training loss: the teacher's distribution, the labels, or a weighted sum of both.",
+        choices=("distribution", "cross_entropy", "weighted_sum"),
+    )
+    label_weight: float = _flag(
+        0.5, "Share of the labels' cross-entropy in --loss=weighted_sum.", lower=0, upper=1
+    )
     teacher: str = _flag(
         "resnet34",
-        "Teacher of the distribution loss: self (the real-valued student, trained first) or a "
-        "run directory.",
+        "Teacher of the distribution loss: self (the real-valued student, trained first), a run "
+        "directory, resnet34, or a name of tf.keras.applications such as ResNet50.",
+    )
+    teacher_weights: str = _flag(
+        "", "Weights of a named teacher: a file, or imagenet (downloads them).", defines_run=False
     )
     teacher_epochs: int = _flag(0, "Epochs of teacher=self; 0 means those of a step.", lower=0)
     seed: int = _flag(0, "Seed of weights, order and augmentation.", lower=0, upper=2**31 - 1)
     deterministic: bool = _flag(True, "Use deterministic operations.")
+    precision: str = _flag(
+        "float32",
+        "Arithmetic of the training; export is float32.",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    strategy: str = _flag(
+        "one",
+        "Devices: one; mirrored, all of this machine; multi_worker, the machines in TF_CONFIG.",
+        choices=("one", "mirrored", "multi_worker"),
+    )
+    devices: tuple[str, ...] = _flag(
+        (), "Devices of --strategy=mirrored, such as GPU:0,GPU:1; all of them by default."
+    )
+    sync_batch_norm: bool = _flag(False, "Batch norm over all replicas instead of each its own.")
+    checkpoint_steps: int = _flag(
+        0,
+        "Steps between checkpoints, besides those at each epoch; 0: none.",
+        lower=0,
+        defines_run=False,
+    )
     export: bool = _flag(True, "Convert to .tflite and check it at the end of training.")
 
     def replace(self, **changes) -> "Config":
@@ -183,12 +254,31 @@ def check(config: Config) -> Config:
         "--weight_decay: expected two values, of step 1 and step 2, such as 5e-6,0; received "
         f"{_text(config.weight_decay)!r}",
     )
+    _require(
+        config.model not in ZOO or (config.width == 1 and config.pad_values == 0),
+        f"--model: {config.model} of larq-zoo has one width and padding; expected --width=1 and "
+        "--pad_values=0",
+    )
     _require(bool(config.dataset), "--dataset: expected a data set name; received nothing")
     mode = config.mode
     if mode == "train":
         _require(bool(config.output_dir), "--output_dir: expected a directory for the run")
         if config.loss != "cross_entropy":
             _check_teacher(config)
+        _require(
+            config.model != "resnet34" or config.order == "real_valued",
+            f"--order: expected real_valued with --model=resnet34; received {config.order}",
+        )
+        _require(
+            config.batch_size % config.microbatches == 0,
+            f"--microbatches: expected a divisor of the batch size {config.batch_size}; received "
+            f"{config.microbatches}",
+        )
+        _require(
+            not config.sync_batch_norm
+            or (config.microbatches == 1 and config.precision == "float32"),
+            "--sync_batch_norm: expected --microbatches=1 and --precision=float32 with it",
+        )
     if mode in ("evaluate", "export"):
         _require(
             bool(config.run or config.output_dir or config.tflite),
@@ -205,9 +295,19 @@ def check(config: Config) -> Config:
 
 
 def _check_teacher(config: Config) -> None:
-    if config.teacher == "self":
+    name, weights = config.teacher, config.teacher_weights
+    if name == "self":
         return
-    _check_run(config.teacher, "teacher")
+    if name == "resnet34" or (name[:1].isupper() and name.isalnum()):
+        _require(
+            bool(weights), f"--teacher_weights: expected the file of {name}'s weights; none given"
+        )
+        _require(
+            (weights == "imagenet" and name != "resnet34") or pathlib.Path(weights).is_file(),
+            f"--teacher_weights: expected a file; received {weights!r}, which does not exist",
+        )
+        return
+    _check_run(name, "teacher")
 
 
 def _check_run(path: str, flag: str) -> None:
@@ -271,7 +371,7 @@ def _expand(arguments: list[str], folder: pathlib.Path, seen=()) -> list[str]:
 def _convert(field: dataclasses.Field, value: Any):
     if not isinstance(field.default, tuple):
         return value
-    kind = type(field.default[0])
+    kind = type(field.default[0]) if field.default else str
     try:
         return tuple(kind(item) for item in value)
     except ValueError:

@@ -9,35 +9,52 @@ __all__ = ["Distiller"]
 
 
 class Distiller(tf.keras.Model):
-    """Trains a student on the teacher's distribution, or on labels without a teacher.
+    """Trains a student on the teacher's distribution, on labels, or on both.
 
     `fit` and `evaluate` take (image, label) batches; the teacher is computed once a
-    batch, outside the gradient tape, and is not part of this model's weights.
-    The loss given to `compile` is that against the teacher's logits (or the labels,
-    without a teacher); labels always serve the metrics `accuracy` and `top5_accuracy`.
+    batch, outside the gradient tape, and is not part of this model's weights.  The
+    loss given to `compile` compares logits with the teacher's, or with the labels
+    where there is no teacher.  Labels always serve the metrics `accuracy` and
+    `top5_accuracy`.
 
     Args:
         student: model from images to logits (B, num_classes).
         teacher: frozen function from the same images to logits, or None.
+        label_weight: share of the cross-entropy with the labels in the loss, 0 to 1;
+            the rest is the compiled loss.
+        microbatches: equal parts that a batch is computed in, one after the other, to
+            save memory; gradients are averaged and applied once.  Batch norm sees
+            one part at a time.
+
+    Raises:
+        ValueError: an argument is out of range; in training, a loss is not finite
+            (tf.errors.InvalidArgumentError).
     """
 
     def __init__(
         self,
         student: tf.keras.Model,
         teacher: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        *,
+        label_weight: float = 0.0,
+        microbatches: int = 1,
     ):
+        if not 0 <= label_weight <= 1:
+            raise ValueError(f"Expected label_weight in 0..1. Received: {label_weight}")
+        if microbatches < 1:
+            raise ValueError(f"Expected microbatches of 1 or more. Received: {microbatches}")
         super().__init__(name=f"{student.name}_distiller")
         self.student = student
         # Behind a function, so that Keras does not track the teacher's variables.
         self._teach = None if teacher is None else lambda images: teacher(images)
+        self.label_weight = label_weight
+        self.microbatches = microbatches
         self._loss = tf.keras.metrics.Mean("loss")
         self._accuracy = [
             tf.keras.metrics.SparseCategoricalAccuracy("accuracy"),
             tf.keras.metrics.SparseTopKCategoricalAccuracy(5, "top5_accuracy"),
         ]
-        student._fitted_by = weakref.WeakSet(
-            [self]
-        )  # so that `binarize(student)` finds what to retrace
+        student._fitted_by = weakref.WeakSet([self])  # so that `binarize(student)` reaches it
 
     @property
     def metrics(self):
@@ -46,27 +63,68 @@ class Distiller(tf.keras.Model):
     def call(self, inputs, training=None):
         return self.student(inputs, training=training)
 
-    def _target(self, images, labels):
-        return labels if self._teach is None else tf.stop_gradient(self._teach(images))
-
     def train_step(self, data):
         images, labels = data
-        target = self._target(images, labels)
-        with tf.GradientTape() as tape:
-            logits = self.student(images, training=True)
-            loss = self.compiled_loss(target, logits)
-        self.optimizer.minimize(loss, self.student.trainable_variables, tape=tape)
-        return self._measure(labels, logits, loss)
+        if self.microbatches == 1:
+            gradients = self._gradients(images, labels)
+        else:
+            gradients = self._accumulated_gradients(images, labels)
+        optimizer = self.optimizer
+        if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+            gradients = optimizer.get_unscaled_gradients(gradients)
+        optimizer.apply_gradients(zip(gradients, self.student.trainable_variables, strict=True))
+        return {metric.name: metric.result() for metric in self.metrics}
 
     def test_step(self, data):
         images, labels = data
         logits = self.student(images, training=False)
-        return self._measure(
-            labels, logits, self.compiled_loss(self._target(images, labels), logits)
-        )
+        self._measure(labels, logits, self._objective(self._target(images, labels), labels, logits))
+        return {metric.name: metric.result() for metric in self.metrics}
 
-    def _measure(self, labels, logits, loss):
-        self._loss.update_state(loss, sample_weight=tf.shape(labels)[0])
+    def _gradients(self, images, labels) -> list[tf.Tensor]:
+        """Gradients of a batch (of the scaled loss in float16); counts it in the metrics."""
+        target = self._target(images, labels)
+        with tf.GradientTape() as tape:
+            logits = self.student(images, training=True)
+            loss = self._objective(target, labels, logits)
+            loss = tf.debugging.check_numerics(loss, "loss is not finite")
+            scaled = loss
+            if isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+                scaled = self.optimizer.get_scaled_loss(loss)
+        self._measure(labels, logits, loss)
+        return tape.gradient(scaled, self.student.trainable_variables)
+
+    def _accumulated_gradients(self, images, labels) -> list[tf.Tensor]:
+        parts = self.microbatches
+        images = tf.reshape(images, [parts, -1, *images.shape[1:]])
+        labels = tf.reshape(labels, [parts, -1])
+
+        def add(part, *sums):
+            gradients = self._gradients(images[part], labels[part])
+            return part + 1, *[a + g / parts for a, g in zip(sums, gradients, strict=True)]
+
+        zeros = [tf.zeros(v.shape, v.dtype) for v in self.student.trainable_variables]
+        _, *gradients = tf.while_loop(
+            lambda part, *_: part < parts, add, (0, *zeros), parallel_iterations=1
+        )
+        return gradients
+
+    def _target(self, images, labels):
+        return labels if self._teach is None else self._teach(images)
+
+    def _objective(self, target, labels, logits) -> tf.Tensor:
+        """Loss of a batch, divided by the number of replicas that share it."""
+        loss = self.compiled_loss(target, logits)
+        if self.label_weight:
+            entropy = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, loss.dtype))
+            )
+            entropy /= tf.cast(self.distribute_strategy.num_replicas_in_sync, loss.dtype)
+            loss = (1 - self.label_weight) * loss + self.label_weight * entropy
+        return loss
+
+    def _measure(self, labels, logits, loss) -> None:
+        replicas = tf.cast(self.distribute_strategy.num_replicas_in_sync, loss.dtype)
+        self._loss.update_state(loss * replicas, sample_weight=tf.shape(labels)[0])
         for metric in self._accuracy:
             metric.update_state(labels, logits)
-        return {metric.name: metric.result() for metric in self.metrics}

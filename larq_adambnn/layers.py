@@ -149,10 +149,10 @@ def binarize(
         The same model.
 
     Raises:
-        ValueError: the model has no binary layer.
+        ValueError: something is to be binary in a model without binary layers.
     """
     inputs, kernels = switches(model, ["input_quantizer"]), switches(model, KERNELS)
-    if not inputs and not kernels:
+    if (activations or weights) and not inputs and not kernels:
         raise ValueError(f"Expected a model with binary Larq layers. Received: {model.name}")
     for found, on in ((inputs, activations), (kernels, weights)):
         for switch, kernel in found:

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn import strategies
+
 __all__ = ["Checkpoint"]
 
 _KEEP = 2  # newest checkpoints that stay on disk
@@ -22,7 +24,9 @@ class Checkpoint(tf.keras.callbacks.Callback):
     (those with `get_state` and `set_state`).  It is written under another name,
     renamed, and read only if its SHA-256 is the one in its name.
 
-    Put it last in the list of callbacks: it saves what they leave behind.
+    Put it last in the list of callbacks: it saves what they leave behind.  SIGTERM and
+    SIGINT end the training after a checkpoint at the next step, with exit status 143 or
+    130; a second one, or one with several workers, ends it at once.
 
     Args:
         directory: where the checkpoints are.
@@ -69,12 +73,21 @@ class Checkpoint(tf.keras.callbacks.Callback):
             break
         return self.global_step
 
+    def last(self) -> str:
+        """One sentence on where the newest checkpoint is."""
+        for path in self._newest_first():
+            return f"The last good checkpoint is at step {int(path.name.split('-')[0])}."
+        return "There is no checkpoint yet."
+
     def _newest_first(self) -> list[pathlib.Path]:
         return sorted(self.directory.glob("[0-9]*-*.npz"), reverse=True)
 
     # During fit
 
     def on_train_begin(self, logs=None):
+        strategy = tf.distribute.get_strategy()
+        self._chief = strategies.is_chief(strategy)
+        self._several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         self.model._training_state = _Position(divmod(self.global_step, self.steps_per_epoch))
         self._handlers = {
             number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)
@@ -108,7 +121,10 @@ class Checkpoint(tf.keras.callbacks.Callback):
 
     def _save(self) -> None:
         state = {**_variables(self.model), **_metric_variables(self.model)}
+        # Every worker takes part in reading the variables; the chief writes.
         state = {name: variable.numpy() for name, variable in state.items()}
+        if not self._chief:
+            return
         for index, callback in enumerate(self.callbacks):
             for key, value in callback.get_state().items():
                 state[f"callback/{index}/{key}"] = value
@@ -125,7 +141,7 @@ class Checkpoint(tf.keras.callbacks.Callback):
 
     def _stop(self, number, frame):
         del frame
-        if self._stopped_by:  # asked a second time: at once
+        if self._stopped_by or self._several:
             self._restore_handlers()
             sys.exit(128 + number)
         self._stopped_by = number
@@ -147,9 +163,11 @@ class _Position:
 
 def _variables(model) -> dict[str, tf.Variable]:
     optimizer = model.optimizer
+    scale = getattr(optimizer, "_loss_scale", None)  # of float16's LossScaleOptimizer
     return {
         **{f"model/{i}": v for i, v in enumerate(model.student.weights)},
         **{f"optimizer/{i}": v for i, v in enumerate(optimizer.variables)},
+        **({} if scale is None else {"scale": scale.current_loss_scale, "good": scale.counter}),
     }
 
 

@@ -39,6 +39,7 @@ class Run:
         self.metrics = self.directory / "metrics.csv"
         self.tensorboard = self.directory / "tensorboard"
         self.checkpoints = self.directory / "checkpoints"
+        self.best_weights = self.checkpoints / "step1.best.weights.h5"
         self.tflite = self.directory / "model.tflite"
         self.export = self.directory / "export.json"
         self.report = self.directory / "report.md"

@@ -1,31 +1,49 @@
 """Training a run: build, compile, fit with the recipe's callbacks, resume, and finish."""
 
+import contextlib
+import errno
 import gc
 import sys
+import tempfile
 import time
 
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import callbacks, data, distillation, layers, losses, models, optimizers, report
-from larq_adambnn.config import Config, UsageError, load_run
+from larq_adambnn import (
+    callbacks,
+    data,
+    distillation,
+    layers,
+    losses,
+    optimizers,
+    report,
+    strategies,
+    teachers,
+)
+from larq_adambnn.config import Config, UsageError
 from larq_adambnn.data import Dataset
 from larq_adambnn.resume import Checkpoint
 from larq_adambnn.runs import COLUMNS, Run, open_run, replace_file
+from larq_adambnn.students import build_student, load_student
 
-__all__ = ["build_student", "load_student", "train"]
+__all__ = ["train", "train_run"]
 
 
 def train(config: Config) -> None:
     """Trains the run of a config, or goes on with it, and exports and reports the result."""
     start = time.perf_counter()
-    tf.keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    strategy = strategies.build(config)
+    teachers.check(config)
     dataset = data.load(config)
+    with strategy.scope():
+        train_run(config, dataset)
+    if not strategies.is_chief(strategy):
+        return
     with open_run(config) as run:
-        fit_run(config, run, dataset)
-        if config.export:
+        if config.export and not run.export.is_file():
             from larq_adambnn import export
 
             export.export_run(run, config, dataset)
@@ -34,74 +52,98 @@ def train(config: Config) -> None:
         print(report.table(run, config, seconds=time.perf_counter() - start))
 
 
-def fit_run(config: Config, run: Run, dataset: Dataset) -> None:
-    """Trains every step of a run that is not finished yet."""
+def train_run(config: Config, dataset: Dataset, *, title: str = "") -> None:
+    """Trains every step of a run that is not finished yet, in the strategy in scope."""
+    strategy = tf.distribute.get_strategy()
+    if not strategies.is_chief(strategy):
+        _fit(config, Run(config.output_dir), dataset)
+        return
+    with open_run(config) as run:
+        if title:
+            print(title, flush=True)
+        _fit(config, run, dataset)
+
+
+def _fit(config: Config, run: Run, dataset: Dataset) -> None:
+    strategy = tf.distribute.get_strategy()
     epochs = (config.epochs,) * len(config.steps)
     if run.weights(len(epochs)).is_file():
         return
-    teacher = _teacher(config, run, dataset) if config.loss != "cross_entropy" else None
-    student = build_student(config, dataset)
-    layers.binarize(student, *config.steps[0])
-    model = distillation.Distiller(student, teacher)
-    model.compile(optimizer=_optimizer(config), loss=_loss(config))
-
-    recipe = _recipe(config, epochs)
-    log = _Log(run, config, dataset, epochs)
-    measurements = [callbacks.FlipFlopRatio(), callbacks.CorrelationToInitialization()]
-    checkpoint = Checkpoint(run.checkpoints, dataset.steps_per_epoch, [*measurements, log])
+    teacher = _teacher(config, run, dataset)
+    model = _compiled(config, dataset, teacher)
+    average = [callbacks.AverageWeights(config.ema)] if config.ema else []
+    log = _Log(run, config, dataset, epochs, *average)
+    stateful = [
+        *average,
+        callbacks.FlipFlopRatio(),
+        callbacks.CorrelationToInitialization(),
+        log,
+    ]
+    checkpoint = Checkpoint(
+        run.checkpoints, dataset.steps_per_epoch, stateful, every=config.checkpoint_steps
+    )
     done = checkpoint.restore(model)
     first_epoch = done // dataset.steps_per_epoch
     if done:
         print(f"resuming after {first_epoch} of {sum(epochs)} epochs (step {done})", flush=True)
-    model.fit(
-        dataset.train(first_step=done),
-        epochs=sum(epochs),
-        initial_epoch=first_epoch,
-        steps_per_epoch=dataset.steps_per_epoch,
-        validation_data=dataset.evaluation("test"),
-        callbacks=[*recipe, *measurements, log, checkpoint],
-        verbose=1 if sys.stdout.isatty() else 0,
-    )
-    for path in run.checkpoints.glob("[0-9]*.npz"):
-        path.unlink()  # the finished weights of each step stay
-    del model, student, teacher
+    train, test = strategies.distribute(strategy, dataset, first_step=done)
+    with _explained(checkpoint):
+        model.fit(
+            train,
+            epochs=sum(epochs),
+            initial_epoch=first_epoch,
+            steps_per_epoch=dataset.steps_per_epoch,
+            validation_data=test,
+            callbacks=[*_recipe(config, run, epochs), *stateful, checkpoint],
+            verbose=1 if sys.stdout.isatty() and strategies.is_chief(strategy) else 0,
+        )
+    strategies.wait_for_all(strategy)  # the files that the chief wrote are there now
+    del model, teacher
     tf.keras.backend.clear_session()
     gc.collect()
 
 
-def build_student(config: Config, dataset: Dataset) -> tf.keras.Model:
-    """The student of a config with its seeded initial weights."""
-    tf.keras.utils.set_random_seed(config.seed)
-    return models.build(
-        config.model,
-        input_shape=dataset.input_shape,
-        num_classes=len(dataset.class_names),
-        width=config.width,
-        pad_values=config.pad_values,
+def _teacher(config: Config, run: Run, dataset: Dataset):
+    """The frozen function from images to logits that the loss needs, or None."""
+    if config.loss == "cross_entropy":
+        return None
+    if config.teacher != "self":
+        return teachers.load(config, dataset)
+    own = config.replace(
+        order="real_valued",
+        loss="cross_entropy",
+        epochs=config.teacher_epochs or config.epochs,
+        weight_decay=(config.weight_decay[0],) * 2,
+        output_dir=str(run.directory / "teacher"),
+        reload_best=False,
     )
+    train_run(own, dataset, title="teacher: the real-valued network, on the labels")
+    return teachers.freeze(load_student(Run(own.output_dir), own, dataset), dataset)
 
 
-def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> tf.keras.Model:
-    """The trained student of a run at the end of a step, by default its last.
-
-    Raises:
-        UsageError: that step is not finished, or its file cannot be read.
-    """
-    step = step or run.last_step()
-    path = run.weights(step)
-    if not path.is_file():
-        raise UsageError(f"--run: expected a run with a finished step; {run.directory} has none")
-    student = build_student(config, dataset)
-    try:
-        student.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"--run: cannot read {path}: {reason}") from error
-    return layers.binarize(student, *config.steps[step - 1])
+def _compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distiller:
+    with strategies.precision(config.precision):
+        student = build_student(config, dataset)
+        layers.binarize(student, *config.steps[0])
+        model = distillation.Distiller(
+            student,
+            teacher,
+            label_weight=config.label_weight if config.loss == "weighted_sum" else 0.0,
+            microbatches=config.microbatches,
+        )
+        model.compile(optimizer=_optimizer(config), loss=_loss(config))
+    return model
 
 
 def _optimizer(config: Config) -> tf.keras.optimizers.Optimizer:
-    return optimizers.Adam(config.learning_rate, weight_decay=config.weight_decay[0])
+    build, options = {
+        "adam": (optimizers.Adam, {}),
+        "adamw": (optimizers.Adam, {"decoupled": True}),
+        "amsgrad": (optimizers.Adam, {"amsgrad": True}),
+        "sgd": (optimizers.SGD, {"momentum": 0.9}),
+        "rmsprop": (optimizers.RMSprop, {}),
+    }[config.optimizer]
+    return build(config.learning_rate, weight_decay=config.weight_decay[0], **options)
 
 
 def _loss(config: Config) -> tf.keras.losses.Loss:
@@ -110,58 +152,63 @@ def _loss(config: Config) -> tf.keras.losses.Loss:
     return losses.DistributionLoss()
 
 
-def _recipe(config: Config, epochs: tuple[int, ...]) -> list[tf.keras.callbacks.Callback]:
+def _recipe(config: Config, run: Run, epochs: tuple[int, ...]) -> list[tf.keras.callbacks.Callback]:
     """The callbacks that make the paper's training out of a fit."""
-    recipe = [callbacks.LinearDecay(config.learning_rate, epochs)]
+    recipe = [
+        callbacks.LinearDecay(config.learning_rate, epochs, published=config.published_schedule)
+    ]
+    decays = {0: config.weight_decay[0]}
     if len(epochs) == 2:
-        decays = {0: config.weight_decay[0], epochs[0]: config.weight_decay[1]}
+        decays[epochs[0]] = config.weight_decay[1]
         first, second = config.steps
-        recipe.append(callbacks.TwoStepSwitch(epochs[0], first=first, second=second))
-    else:
-        decays = {0: config.weight_decay[0]}
+        best = str(run.best_weights) if config.reload_best else None
+        recipe.append(callbacks.TwoStepSwitch(epochs[0], first=first, second=second, reload=best))
     return [*recipe, callbacks.WeightDecaySchedule(decays)]
 
 
-def _teacher(config: Config, run: Run, dataset: Dataset):
-    """The frozen function from images to logits that a config names."""
-    if config.teacher == "self":
-        directory = run.directory / "teacher"
-        teacher_config = config.replace(
-            order="real_valued",
-            loss="cross_entropy",
-            teacher="",
-            epochs=config.teacher_epochs or config.epochs,
-            weight_decay=(config.weight_decay[0],) * 2,
-            output_dir=str(directory),
-            export=False,
-        )
-        with open_run(teacher_config) as teacher_run:
-            print(f"teacher: the real-valued {config.model}", flush=True)
-            fit_run(teacher_config, teacher_run, dataset)
-    else:
-        directory = config.teacher
-        teacher_config = load_run(directory)
-    teacher_run = Run(directory)
-    model = load_student(teacher_run, teacher_config, dataset)
-    model.trainable = False
-
-    def teach(images):
-        return model(images, training=False)
-
-    return teach
+@contextlib.contextmanager
+def _explained(checkpoint: Checkpoint):
+    """Turns what can stop a training into one line that says what to do."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if "loss is not finite" not in str(error):
+            raise
+        raise UsageError(
+            f"training: expected a finite loss; received another at step "
+            f"{checkpoint.global_step + 1}. {checkpoint.last()}"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UsageError(
+            f"--output_dir: no space left on the device of {checkpoint.directory}. "
+            f"{checkpoint.last()}"
+        ) from error
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        raise UsageError(
+            "--strategy: another worker stopped; give the same command again on every worker "
+            f"to resume. {checkpoint.last()}"
+        ) from error
 
 
 class _Log(tf.keras.callbacks.Callback):
     """Writes metrics.csv, TensorBoard and the weights of each finished step."""
 
-    def __init__(self, run: Run, config: Config, dataset: Dataset, epochs: tuple[int, ...]):
+    def __init__(self, run, config, dataset, epochs, average=None):
         super().__init__()
         self.run, self.config, self.dataset, self.epochs = run, config, dataset, epochs
+        self.average = average
         self._earlier = 0.0  # seconds of this epoch before it was resumed
 
     def on_train_begin(self, logs=None):
+        self._chief = strategies.is_chief(tf.distribute.get_strategy())
         self._rows = None
-        self._writer = tf.summary.create_file_writer(str(self.run.tensorboard))
+        self._writer = (
+            tf.summary.create_file_writer(str(self.run.tensorboard))
+            if self._chief
+            else tf.summary.create_noop_writer()
+        )
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._rows is None:  # rows after the checkpoint that was resumed are made again
@@ -170,45 +217,70 @@ class _Log(tf.keras.callbacks.Callback):
         self._start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        seconds = self._seconds()
-        index, in_step = self._position(epoch)
-        row = {
-            **logs,
-            "step": index + 1,
-            "epoch": in_step + 1,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(
-                self.dataset.steps_per_epoch * self.config.batch_size / seconds, 2
-            ),
-        }
-        row = {name: row[name] for name in row if name in COLUMNS}
-        self._rows.append(row)
-        self.run.write_metrics(self._rows)
-        with self._writer.as_default(step=epoch):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
-        self._writer.flush()
-        print(
-            f"step {row['step']}  epoch {in_step + 1}/{self.epochs[index]}  "
-            f"loss {row['loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
-            f"test loss {row['val_loss']:.4f}  test accuracy {100 * row['val_accuracy']:.2f} %  "
-            f"{seconds:.1f} s",
-            flush=True,
+        step, in_step = self._position(epoch)
+        row = self._row(logs, step, in_step)
+        best = row["val_accuracy"] > max(
+            (earlier["val_accuracy"] for earlier in self._rows if earlier["step"] == step),
+            default=-1.0,
         )
-        if in_step + 1 == self.epochs[index]:
-            with replace_file(self.run.weights(row["step"])) as path:
-                self.model.student.save_weights(path, save_format="h5")
+        self._rows.append(row)
+        if self._chief:
+            self.run.write_metrics(self._rows)
+            self._write_summary(epoch, row)
+            self._print(row)
+        if self.config.reload_best and step == 1 and best:
+            self._save_weights(self.run.best_weights)
+        if in_step == self.epochs[step - 1]:
+            self._save_weights(self.run.weights(step))
 
     def on_train_end(self, logs=None):
         self._writer.close()
 
     def _position(self, epoch: int) -> tuple[int, int]:
-        """(index of the step, epoch in it), both from 0."""
-        index = 0
-        while epoch >= self.epochs[index]:
-            epoch -= self.epochs[index]
-            index += 1
-        return index, epoch
+        """(step, epoch in it), both from 1, of an epoch of the training, from 0."""
+        step = 1
+        while epoch >= self.epochs[step - 1]:
+            epoch -= self.epochs[step - 1]
+            step += 1
+        return step, epoch + 1
+
+    def _row(self, logs, step: int, in_step: int) -> dict[str, float]:
+        seconds = self._seconds()
+        images = self.dataset.steps_per_epoch * self.config.batch_size
+        row = {
+            **logs,
+            "step": step,
+            "epoch": in_step,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 2),
+        }
+        return {name: row[name] for name in COLUMNS if name in row}
+
+    def _write_summary(self, epoch: int, row: dict[str, float]) -> None:
+        with self._writer.as_default(step=epoch):
+            for name, value in row.items():
+                tf.summary.scalar(name, value)
+        self._writer.flush()
+
+    def _print(self, row: dict[str, float]) -> None:
+        print(
+            f"step {row['step']}  epoch {row['epoch']}/{self.epochs[row['step'] - 1]}  "
+            f"loss {row['loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
+            f"test loss {row['val_loss']:.4f}  test accuracy {100 * row['val_accuracy']:.2f} %  "
+            f"{row['seconds']:.1f} s",
+            flush=True,
+        )
+
+    def _save_weights(self, path) -> None:
+        """Saves the student; every worker takes part in reading, the chief writes."""
+        averaged = self.average.swapped() if self.average else contextlib.nullcontext()
+        with averaged, contextlib.ExitStack() as stack:
+            if self._chief:
+                target = stack.enter_context(replace_file(path))
+            else:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                target = f"{folder}/{path.name}"
+            self.model.student.save_weights(str(target), save_format="h5")
 
     def _seconds(self) -> float:
         return self._earlier + time.perf_counter() - self._start

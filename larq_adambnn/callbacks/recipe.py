@@ -1,13 +1,15 @@
 """The paper's recipe as Keras callbacks, for any `model.fit`."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import tensorflow as tf
 
 from larq_adambnn import layers
 
-__all__ = ["LinearDecay", "TwoStepSwitch", "WeightDecaySchedule"]
+__all__ = ["AverageWeights", "LinearDecay", "TwoStepSwitch", "WeightDecaySchedule"]
 
 
 def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
@@ -72,7 +74,7 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
         # which is less than the steps of one epoch.
         if epoch == self.epoch and self._iterations() >= (self.params.get("steps") or 1):
             if self.reload is not None:
-                self.model.load_weights(self.reload)
+                getattr(self.model, "student", self.model).load_weights(self.reload)
             _reset_optimizer(self.model)
 
     def _iterations(self) -> int:
@@ -176,3 +178,67 @@ class LinearDecay(tf.keras.callbacks.Callback):
                 return self.learning_rate * (1 - epoch / length)
             epoch -= length
         return 0.0
+
+
+class AverageWeights(tf.keras.callbacks.Callback):
+    """Evaluates with an exponential average of the trainable weights.
+
+    After each step ``average = momentum * average + (1 - momentum) * weight``, from the
+    weights at the start of the training on.  Training goes on with the weights
+    themselves; `swapped` lets other code use the average.
+
+    Args:
+        momentum: between 0 and 1, such as 0.999.
+
+    Raises:
+        ValueError: the momentum is out of range.
+    """
+
+    def __init__(self, momentum: float):
+        super().__init__()
+        if not 0 < momentum < 1:
+            raise ValueError(f"Expected a momentum between 0 and 1. Received: {momentum}")
+        self.momentum = momentum
+
+    def on_train_begin(self, logs=None):
+        weights = self.model.trainable_variables
+        self._averages = [tf.Variable(weight.value(), trainable=False) for weight in weights]
+
+        @tf.function
+        def update():
+            for average, weight in zip(self._averages, weights, strict=True):
+                average.assign(self.momentum * average + (1 - self.momentum) * weight)
+
+        self._update = update
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._update()
+
+    def on_test_begin(self, logs=None):
+        self._swap()
+
+    def on_test_end(self, logs=None):
+        self._swap()
+
+    @contextlib.contextmanager
+    def swapped(self):
+        """Within it the model has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for average, weight in zip(self._averages, self.model.trainable_variables, strict=True):
+            value = weight.numpy()
+            weight.assign(average)
+            average.assign(value)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """The averages."""
+        return {str(i): average.numpy() for i, average in enumerate(self._averages)}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        for i, average in enumerate(self._averages):
+            average.assign(state[str(i)])

@@ -2,10 +2,11 @@
 
 import tensorflow as tf
 
-from larq_adambnn.config import Config
+from larq_adambnn.config import ZOO, Config
 from larq_adambnn.models.complexity import Complexity, complexity, summary
 from larq_adambnn.models.reactnet import reactnet18, reactnet_a
 from larq_adambnn.models.resnet import resnet34
+from larq_adambnn.models.zoo import zoo
 
 __all__ = [
     "Complexity",
@@ -28,16 +29,26 @@ def build(
     num_classes: int,
     width: float = 1.0,
     pad_values: float = 0.0,
+    sync_batch_norm: bool = False,
 ) -> tf.keras.Model:
-    """The network of a name as --model takes it.
+    """The network of a name as --model takes it; larq-zoo's have no width and padding to choose.
 
     Raises:
         ValueError: no such network, or an argument it does not take.
     """
-    if name not in _NETWORKS:
-        raise ValueError(f"Expected one of {', '.join(_NETWORKS)}. Received: name={name!r}")
-    binary = {} if name == "resnet34" else {"pad_values": pad_values}
-    return _NETWORKS[name](input_shape, num_classes, width, **binary)
+    if name in ZOO:
+        model = zoo(name, input_shape, num_classes)
+    elif name in _NETWORKS:
+        binary = {} if name == "resnet34" else {"pad_values": pad_values}
+        model = _NETWORKS[name](input_shape, num_classes, width, **binary)
+    else:
+        names = ", ".join([*_NETWORKS, *ZOO])
+        raise ValueError(f"Expected one of {names}. Received: name={name!r}")
+    if sync_batch_norm:
+        for layer in model.layers:
+            if isinstance(layer, tf.keras.layers.BatchNormalization):
+                layer.synchronized, layer.fused = True, False
+    return model
 
 
 def main(config: Config) -> None:
