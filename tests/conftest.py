@@ -1,0 +1,23 @@
+"""Shared by the tests: Keras 2 before anything else, and quiet libraries."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import larq_adambnn  # noqa: E402, F401  (selects Keras 2 before TensorFlow is imported)
+import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Every test starts from the same seed and leaves no models behind."""
+    tf.keras.utils.set_random_seed(0)
+    yield
+    tf.keras.backend.clear_session()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where the tests prepare TFDS data sets."""
+    return str(tmp_path_factory.mktemp("data"))
