@@ -13,6 +13,7 @@ _MODES = {
     "train": "larq_adambnn.training:train",
     "evaluate": "larq_adambnn.evaluation:main",
     "export": "larq_adambnn.export:main",
+    "import": "larq_adambnn.importing:main",
     "summary": "larq_adambnn.models:main",
 }
 
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
             return 0
         module, function = _MODES[config.mode].split(":")
         with _quiet_import():
-            importlib.import_module("tensorflow")
+            importlib.import_module("tensorflow").get_logger().setLevel("ERROR")
         getattr(importlib.import_module(module), function)(config)
         return 0
     except UsageError as error:

@@ -87,7 +87,7 @@ _VARIABLES = {
     Shift: {"shift": "bias"},
 }
 _COUNTER = "num_batches_tracked"
-_LISTED = 8  # names in an error message
+_LISTED = 5  # names in an error message
 
 
 class _Parameter(NamedTuple):

@@ -44,6 +44,7 @@ MODES = (
     "train",
     "evaluate",
     "export",
+    "import",
     "summary",
 )
 
@@ -78,6 +79,10 @@ class Config:
     run: str = _flag("", "Run directory to evaluate, export or inspect.", defines_run=False)
     tflite: str = _flag("", "A .tflite file to evaluate instead of a run.", defines_run=False)
     split: str = _flag("test", "Split to evaluate on.", defines_run=False)
+    source: str = _flag("", "PyTorch checkpoint (.pth) to import.")
+    import_step: int = _flag(
+        0, "Step of --order whose end the import is; 0: the last.", lower=0, upper=2
+    )
     debug: bool = _flag(False, "Show tracebacks.", defines_run=False)
 
     # Network
@@ -88,6 +93,12 @@ class Config:
     )
     width: float = _flag(1.0, "Multiplier of every channel count.", above=0, upper=16)
     image_size: int = _flag(224, "Side of the square input in pixels.", lower=_IMAGE_SIDE)
+    num_classes: int = _flag(
+        0,
+        "Classes, checked against the data set's; 0 takes the data set's.",
+        lower=0,
+        defines_run=False,
+    )
     pad_values: int = _flag(0, "What pads binary inputs: 0 as published, or 1.", choices=(0, 1))
 
     # Data
@@ -108,6 +119,9 @@ class Config:
         "activations_first",
         "What is binary in each step.",
         choices=("activations_first", "weights_first", "one_step", "real_valued"),
+    )
+    init_from: str = _flag(
+        "", "Run directory whose weights the training starts from, such as an imported one."
     )
     epochs: int = _flag(256, "Epochs of each step.", lower=1)
     batch_size: int = _flag(256, "Images in a training step.", lower=1)
@@ -261,14 +275,24 @@ def check(config: Config) -> Config:
     )
     _require(bool(config.dataset), "--dataset: expected a data set name; received nothing")
     mode = config.mode
-    if mode == "train":
+    if mode in ("train", "import"):
         _require(bool(config.output_dir), "--output_dir: expected a directory for the run")
-        if config.loss != "cross_entropy":
-            _check_teacher(config)
         _require(
             config.model != "resnet34" or config.order == "real_valued",
             f"--order: expected real_valued with --model=resnet34; received {config.order}",
         )
+    if mode == "import":
+        _check_import(config)
+    if mode == "train":
+        _require(
+            not config.source,
+            f"--source: only --mode=import takes it; to train on from an imported run, expected "
+            f"--init_from; received {config.source!r}",
+        )
+        if config.init_from:
+            _check_run(config.init_from, "init_from")
+        if config.loss != "cross_entropy":
+            _check_teacher(config)
         _require(
             config.batch_size % config.microbatches == 0,
             f"--microbatches: expected a divisor of the batch size {config.batch_size}; received "
@@ -292,6 +316,22 @@ def check(config: Config) -> Config:
             f"--tflite: expected a file; received {config.tflite!r}, which does not exist",
         )
     return config
+
+
+def _check_import(config: Config) -> None:
+    _require(
+        pathlib.Path(config.source).is_file(),
+        f"--source: expected a PyTorch checkpoint; received {config.source!r}, which is no file",
+    )
+    _require(
+        config.model not in ZOO,
+        f"--model: expected reactnet_a, reactnet18 or resnet34 to import; received {config.model}",
+    )
+    _require(
+        config.import_step <= len(config.steps),
+        f"--import_step: expected a step of --order={config.order}, which has {len(config.steps)}; "
+        f"received {config.import_step}",
+    )
 
 
 def _check_teacher(config: Config) -> None:

@@ -1,13 +1,15 @@
 """The network of a config: built with its seeded weights, or loaded from a finished run."""
 
+import pathlib
+
 import tensorflow as tf
 
-from larq_adambnn import layers, models
-from larq_adambnn.config import Config, UsageError
+from larq_adambnn import data, layers, models
+from larq_adambnn.config import Config, UsageError, load_run
 from larq_adambnn.data import Dataset
 from larq_adambnn.runs import Run
 
-__all__ = ["build_student", "load_student"]
+__all__ = ["build_student", "check_initial", "initial_student", "load_student"]
 
 
 def build_student(config: Config, dataset: Dataset) -> tf.keras.Model:
@@ -34,9 +36,50 @@ def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> t
     if not path.is_file():
         raise UsageError(f"--run: expected a run with a finished step; {run.directory} has none")
     student = build_student(config, dataset)
+    _load_weights(student, path, "run")
+    return layers.binarize(student, *config.steps[step - 1])
+
+
+def initial_student(config: Config, dataset: Dataset) -> tf.keras.Model:
+    """The student that a training begins with: seeded, or with the weights of --init_from.
+
+    Raises:
+        UsageError: those weights cannot be read.
+    """
+    student = build_student(config, dataset)
+    if config.init_from:
+        run = Run(config.init_from)
+        _load_weights(student, run.weights(run.last_step()), "init_from")
+    return student
+
+
+def check_initial(config: Config) -> None:
+    """Raises UsageError if --init_from is no finished run of the same network."""
+    if not config.init_from:
+        return
+    earlier = load_run(config.init_from)
+    if Run(config.init_from).last_step() == 0:
+        raise UsageError(
+            f"--init_from: expected a run with a finished step; {config.init_from} has none"
+        )
+    for name in ("model", "width"):
+        own, theirs = getattr(config, name), getattr(earlier, name)
+        if own != theirs:
+            raise UsageError(
+                f"--init_from: expected a run with --{name}={own}; {config.init_from} has {theirs}"
+            )
+    shapes = [(channels, len(names)) for names, channels in map(data.describe, (config, earlier))]
+    if shapes[0] != shapes[1]:
+        raise UsageError(
+            "--init_from: expected a run with {} channels and {} classes; {} has {} and {}".format(
+                *shapes[0], config.init_from, *shapes[1]
+            )
+        )
+
+
+def _load_weights(student: tf.keras.Model, path: pathlib.Path, flag: str) -> None:
     try:
         student.load_weights(str(path))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"--run: cannot read {path}: {reason}") from error
-    return layers.binarize(student, *config.steps[step - 1])
+        raise UsageError(f"--{flag}: cannot read {path}: {reason}") from error

@@ -25,7 +25,7 @@ from larq_adambnn.config import Config, UsageError
 from larq_adambnn.data import Dataset
 from larq_adambnn.resume import Checkpoint
 from larq_adambnn.runs import COLUMNS, Run, open_run, replace_file
-from larq_adambnn.students import build_student, load_student
+from larq_adambnn.students import check_initial, initial_student, load_student
 
 __all__ = ["train", "train_run"]
 
@@ -37,6 +37,7 @@ def train(config: Config) -> None:
         tf.config.experimental.enable_op_determinism()
     strategy = strategies.build(config)
     teachers.check(config)
+    check_initial(config)
     dataset = data.load(config)
     with strategy.scope():
         train_run(config, dataset)
@@ -112,6 +113,7 @@ def _teacher(config: Config, run: Run, dataset: Dataset):
     own = config.replace(
         order="real_valued",
         loss="cross_entropy",
+        init_from="",
         epochs=config.teacher_epochs or config.epochs,
         weight_decay=(config.weight_decay[0],) * 2,
         output_dir=str(run.directory / "teacher"),
@@ -123,7 +125,7 @@ def _teacher(config: Config, run: Run, dataset: Dataset):
 
 def _compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distiller:
     with strategies.precision(config.precision):
-        student = build_student(config, dataset)
+        student = initial_student(config, dataset)
         layers.binarize(student, *config.steps[0])
         model = distillation.Distiller(
             student,

@@ -136,7 +136,17 @@ def _seed(seed: int, epoch: tf.Tensor, index: tf.Tensor | int) -> tf.Tensor:
 
 def describe(config: Config) -> tuple[tuple[str, ...], int]:
     """(class names, channels) of the data set that a config names, without preparing it."""
-    return tfds_description(config.dataset, config.data_dir)
+    class_names, channels = tfds_description(config.dataset, config.data_dir)
+    _check_classes(config, class_names)
+    return class_names, channels
+
+
+def _check_classes(config: Config, class_names: tuple[str, ...]) -> None:
+    if config.num_classes not in (0, len(class_names)):
+        raise UsageError(
+            f"--num_classes: expected {len(class_names)}, the classes of {config.dataset}; "
+            f"received {config.num_classes}"
+        )
 
 
 def load(config: Config) -> Dataset:
@@ -147,6 +157,7 @@ def load(config: Config) -> Dataset:
     """
     train = tfds_source(config.dataset, "train", config.data_dir)
     test = tfds_source(config.dataset, "test", config.data_dir)
+    _check_classes(config, train.class_names)
     if config.batch_size > len(train):
         raise UsageError(
             f"--batch_size: expected at most the {len(train)} training images of "
