@@ -100,12 +100,15 @@ class Checkpoint(tf.keras.callbacks.Callback):
         if self._restored is None:
             return
         state, self._restored = self._restored, None
+        inside = self.global_step % self.steps_per_epoch > 0
         for index, callback in enumerate(self.callbacks):
             prefix = f"callback/{index}/"
             callback.set_state(
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             )
-        if self.global_step % self.steps_per_epoch:
+            if not inside:  # what it counts in an epoch begins anew
+                callback.on_epoch_begin(epoch, logs)
+        if inside:
             for name, variable in _metric_variables(self.model).items():
                 variable.assign(state[name])
 

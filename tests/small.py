@@ -1,0 +1,91 @@
+"""A network of two binary convolutions, so that tests of whole runs stay short.
+
+As a program it is main.py with this network in the place of --model=reactnet18.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+FLAGS = (
+    "--model=reactnet18",
+    "--dataset=digits",
+    "--image_size=32",
+    "--crop=padded",
+    "--noflip",
+    "--batch_size=128",
+    "--epochs=2",
+    "--learning_rate=2.5e-3",
+    "--noexport",
+)
+
+
+def network(input_shape, num_classes, width=1.0, *, pad_values=0.0):
+    """Rotation, real stem and two binary 3 x 3 convolutions of 8 channels."""
+    import tensorflow as tf
+
+    from larq_adambnn import layers
+
+    batch_norm = tf.keras.layers.BatchNormalization
+    images = x = tf.keras.Input(input_shape, name="images")
+    x = layers.Rotate180(name="rotate")(x)
+    x = tf.keras.layers.Conv2D(8, 3, 4, "same", use_bias=False, name="stem_conv")(x)
+    x = batch_norm(name="stem_bn")(x)
+    for block in ("block1", "block2"):
+        y = layers.Shift(name=f"{block}_shift")(x)
+        y = layers.BinaryConv2D(8, 3, pad_values=pad_values, name=f"{block}_conv3x3")(y)
+        y = batch_norm(name=f"{block}_bn")(y)
+        x = layers.RPReLU(name=f"{block}_rprelu")(tf.keras.layers.Add(name=f"{block}_add")([x, y]))
+    x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    logits = tf.keras.layers.Dense(num_classes, name="classifier", dtype="float32")(x)
+    return tf.keras.Model(images, logits, name="small")
+
+
+def use() -> None:
+    """Puts `network` in the place of reactnet18."""
+    from larq_adambnn import models
+
+    models._NETWORKS["reactnet18"] = network
+
+
+def serve() -> None:
+    """Forks a process for each line of arguments on standard input; prints its number.
+
+    The imports, which take most of the time of a short run, are then done once.  A
+    process writes to the files that the first two arguments name, and ends with the
+    status of main.
+    """
+    import larq_compute_engine  # noqa: F401
+    import sklearn.datasets  # noqa: F401
+    import tensorflow_datasets  # noqa: F401
+
+    import larq_adambnn.training  # noqa: F401
+
+    print("ready", flush=True)
+    children = {}
+    for line in sys.stdin:
+        request, *arguments = line.split()
+        if request == "wait":
+            number = int(arguments[0])
+            print(os.waitstatus_to_exitcode(children.pop(number)()), flush=True)
+            continue
+        number = os.fork()
+        if number == 0:
+            for descriptor, path in ((1, arguments[0]), (2, arguments[1])):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+            os._exit(main.main(arguments[2:]))
+        children[number] = lambda number=number: os.waitpid(number, 0)[1]
+        print(number, flush=True)
+
+
+if __name__ == "__main__":
+    import main
+
+    with main._quiet_import():
+        use()
+    if sys.argv[1:] == ["serve"]:
+        serve()
+    else:
+        sys.exit(main.main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""The distiller: losses, gradients, what it tracks."""
+
+import numpy as np
+import pytest
+import small
+import tensorflow as tf
+
+from larq_adambnn import losses
+from larq_adambnn.distillation import Distiller
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(8, 32, 32, 1)).astype("float32"), np.arange(8) % 10
+
+
+def logits_of(model, images):
+    return model(images, training=False).numpy()
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def distiller(**options):
+    tf.keras.utils.set_random_seed(0)
+    student = small.network((32, 32, 1), 10)
+    teacher = small.network((32, 32, 1), 10)
+    model = Distiller(student, lambda images: teacher(images, training=False), **options)
+    model.compile(tf.keras.optimizers.SGD(0.1), losses.DistributionLoss())
+    return model, student, teacher
+
+
+@pytest.mark.parametrize("label_weight", [0.0, 0.3, 1.0])
+def test_loss_is_the_weighted_sum_of_both(label_weight):
+    model, student, teacher = distiller(label_weight=label_weight)
+    images, labels = batch()
+    result = model.evaluate(images, labels, batch_size=8, return_dict=True, verbose=0)
+    p = softmax(logits_of(teacher, images))
+    log_q = np.log(softmax(logits_of(student, images)))
+    soft = -(p * log_q).sum(-1).mean()
+    hard = -log_q[np.arange(8), labels].mean()
+    expected = (1 - label_weight) * soft + label_weight * hard
+    assert result["loss"] == pytest.approx(expected, rel=1e-5)
+    ranking = np.argsort(-logits_of(student, images), -1)
+    assert result["accuracy"] == np.mean(ranking[:, 0] == labels)
+    assert result["top5_accuracy"] == np.mean((ranking[:, :5] == labels[:, None]).any(-1))
+
+
+def test_teacher_is_frozen_and_not_in_the_weights():
+    model, student, teacher = distiller()
+    before = teacher.get_weights()
+    assert len(model.weights) == len(student.weights)
+    assert [id(v) for v in model.trainable_variables] == [
+        id(v) for v in student.trainable_variables
+    ]
+    model.fit(*batch(), batch_size=8, epochs=2, verbose=0)
+    for old, new in zip(before, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_training_without_a_teacher_uses_the_labels():
+    student = small.network((32, 32, 1), 10)
+    model = Distiller(student)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(tf.keras.optimizers.Adam(0.01), loss)
+    history = model.fit(*batch(), batch_size=8, epochs=30, verbose=0).history
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+
+
+def test_microbatches_average_their_gradients():
+    """Without batch norm's statistics, parts of a batch give the gradient of the whole."""
+    images, labels = batch()
+    ends = []
+    for microbatches in (1, 2, 4):
+        tf.keras.utils.set_random_seed(0)
+        inputs = tf.keras.Input((32, 32, 1))
+        hidden = tf.keras.layers.Conv2D(4, 3, 2, activation="tanh")(inputs)
+        outputs = tf.keras.layers.Dense(10)(tf.keras.layers.Flatten()(hidden))
+        model = Distiller(tf.keras.Model(inputs, outputs), microbatches=microbatches)
+        loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(tf.keras.optimizers.SGD(0.1), loss)
+        history = model.fit(images, labels, batch_size=8, epochs=2, verbose=0).history
+        assert model.optimizer.iterations.numpy() == 2
+        ends.append((history["loss"], history["accuracy"], model.get_weights()))
+    for loss, accuracy, weights in ends[1:]:
+        np.testing.assert_allclose(loss, ends[0][0], rtol=1e-5)
+        assert accuracy == ends[0][1]
+        for a, b in zip(weights, ends[0][2], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_loss_that_is_not_finite_stops_the_step():
+    model, student, _ = distiller()
+    student.get_layer("classifier").set_weights([np.full((8, 10), np.nan), np.zeros(10)])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="loss is not finite"):
+        model.fit(*batch(), batch_size=8, verbose=0)
+
+
+@pytest.mark.parametrize("options", [{"label_weight": 1.1}, {"microbatches": 0}])
+def test_wrong_arguments_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        distiller(**options)

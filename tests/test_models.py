@@ -1,0 +1,126 @@
+"""Networks: exact counts, shapes at many sizes, the paper's operation counts."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import larq_adambnn
+from larq_adambnn import models
+
+
+def count(weights):
+    return sum(weight.shape.num_elements() for weight in weights)
+
+
+def test_reactnet_a_has_the_published_parameters_and_operations(capsys):
+    model = models.reactnet_a()
+    assert count(model.trainable_weights) == 29_343_592
+    assert count(model.non_trainable_weights) == 21_888
+    binary = [
+        layer for layer in model.layers if isinstance(layer, larq_adambnn.layers.BinaryConv2D)
+    ]
+    assert len(binary) == 31
+    work = models.complexity(model)
+    # ReActNet, table 1: 4.82e9 BOPs, 0.12e8 FLOPs, 0.87e8 OPs
+    assert f"{work.bops:.2e}" == "4.82e+09"
+    assert f"{work.flops / 1e8:.2f}" == "0.12"
+    assert f"{work.ops / 1e8:.2f}" == "0.87"
+    models.summary(model)
+    out = capsys.readouterr().out
+    assert "BOPs 4.82e+09   FLOPs 1.19e+07   OPs 8.71e+07" in out
+    assert "29.3 M" in out
+
+
+def test_complexity_follows_the_switch():
+    model = models.reactnet_a((32, 32, 3), 10, 0.125)
+    binary = models.complexity(model)
+    real = models.complexity(larq_adambnn.binarize(model, True, False))
+    assert binary.bops > 0
+    assert real.bops == 0
+    assert real.flops == binary.bops + binary.flops
+
+
+def test_reactnet18_has_resnet18_parameters():
+    # The published state_dict's numbers without its running statistics.
+    assert count(models.reactnet18().trainable_weights) == 11_704_424
+
+
+@pytest.mark.parametrize("build", [models.reactnet_a, models.reactnet18])
+@pytest.mark.parametrize(
+    ("shape", "num_classes"), [((32, 32, 1), 10), ((45, 61, 2), 7), ((64, 64, 3), 3)]
+)
+def test_reactnets_take_any_size_and_channels(build, shape, num_classes):
+    model = build(shape, num_classes, 0.1)
+    images = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    logits = model(images).numpy()
+    assert logits.shape == (2, num_classes)
+    assert np.isfinite(logits).all()
+    assert np.abs(logits[0] - logits[1]).max() > 0
+
+
+@pytest.mark.parametrize("build", [models.reactnet_a, models.reactnet18])
+def test_small_images_keep_their_size_in_the_stem(build):
+    small, large = build((63, 63, 3), 10, 0.1), build((64, 64, 3), 10, 0.1)
+    assert small.get_layer("stem_conv").output_shape[1] == 63
+    assert large.get_layer("stem_conv").output_shape[1] == 32
+
+
+@pytest.mark.parametrize("build", [models.reactnet_a, models.reactnet18])
+def test_forms_of_a_network_share_names_and_shapes(build):
+    model = build((32, 32, 1), 10, 0.1)
+    names = [(weight.name, weight.shape) for weight in model.weights]
+    larq_adambnn.binarize(model, False, False)
+    assert [(weight.name, weight.shape) for weight in model.weights] == names
+    assert len({name for name, _ in names}) == len(names)
+
+
+@pytest.mark.parametrize("build", [models.reactnet_a, models.reactnet18])
+def test_reactnets_survive_serialization(build, tmp_path):
+    model = build((32, 32, 1), 10, 0.1)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
+    expected = model.predict(images, verbose=0)
+    model.save(tmp_path / "model.keras")
+    copy = tf.keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(copy.predict(images, verbose=0), expected)
+
+
+def test_initial_weights_have_pytorchs_bounds():
+    model = models.reactnet_a((32, 32, 3), 10)
+    for layer in model.layers:
+        if not hasattr(layer, "kernel"):
+            continue
+        kernel = layer.kernel.numpy()
+        bound = 1 / np.sqrt(np.prod(kernel.shape[:-1]))  # Kaiming uniform with a = sqrt(5)
+        assert np.abs(kernel).max() <= bound
+        assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_shape": (31, 32, 3)}, "at least 32 x 32"),
+        ({"input_shape": (32, 32)}, "at least 32 x 32"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"width": 0}, "width=0"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        models.reactnet_a(**arguments)
+
+
+@pytest.mark.parametrize("name", ["QuickNetSmall", "BinaryAlexNet"])
+def test_zoo_networks_give_logits_and_switch(name):
+    model = models.build(name, input_shape=(64, 64, 3), num_classes=7)
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype("float32")
+    binary = model(images).numpy()
+    assert binary.shape == (2, 7)
+    assert np.abs(binary.sum(-1) - 1).max() > 1e-3  # not probabilities
+    assert larq_adambnn.binarization(model) == (True, True)
+    larq_adambnn.binarize(model, False, False)
+    assert np.abs(model(images) - binary).max() > 1e-3
+
+
+def test_unknown_network_is_refused():
+    with pytest.raises(ValueError, match="Expected one of reactnet_a"):
+        models.build("lenet", input_shape=(32, 32, 3), num_classes=10)

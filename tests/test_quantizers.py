@@ -1,0 +1,67 @@
+"""Quantizers against NumPy, forward and gradient, exact zeros included."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from larq_adambnn.quantizers import ScaledSign, Switchable, scaled_sign
+
+
+def kernel(shape=(3, 3, 5, 7)):
+    w = np.random.default_rng(0).normal(scale=0.8, size=shape)
+    w.flat[0], w.flat[1], w.flat[2] = 0.0, 1.0, -1.0
+    return w
+
+
+def test_scaled_sign_is_the_mean_magnitude_with_the_sign():
+    w = kernel()
+    scale = np.abs(w).mean(axis=(0, 1, 2))
+    expected = np.where(w >= 0, scale, -scale)
+    np.testing.assert_allclose(scaled_sign(tf.constant(w)), expected, rtol=1e-14)
+
+
+def test_scaled_sign_gradient_is_clipped_and_none_flows_through_the_scale():
+    w, dy = kernel(), np.random.default_rng(1).normal(size=(3, 3, 5, 7))
+    x = tf.constant(w)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = scaled_sign(x)
+    expected = np.where(np.abs(w) <= 1, dy, 0)
+    np.testing.assert_array_equal(tape.gradient(y, x, tf.constant(dy)), expected)
+
+
+def test_scaled_sign_of_a_dense_kernel_scales_each_output():
+    w = kernel((11, 4))
+    y = scaled_sign(tf.constant(w)).numpy()
+    np.testing.assert_allclose(np.abs(y), np.tile(np.abs(w).mean(0), (11, 1)), rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_scaled_sign_keeps_the_dtype(dtype):
+    assert scaled_sign(tf.cast(kernel(), dtype)).dtype == dtype
+
+
+def test_switchable_off_is_the_identity_with_its_gradient():
+    x = tf.constant(kernel())
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = Switchable(ScaledSign(), on=False)(x)
+    np.testing.assert_array_equal(y, x)
+    np.testing.assert_array_equal(tape.gradient(y, x), np.ones(x.shape))
+
+
+def test_switchable_precision_follows_the_switch():
+    switch = Switchable("ste_sign")
+    assert switch.precision == 1
+    switch.on = False
+    assert switch.precision == 32
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_switchable_survives_serialization(on):
+    switch = Switchable(ScaledSign(), on=on)
+    copy = tf.keras.layers.deserialize(tf.keras.layers.serialize(switch))
+    assert copy.on is on
+    assert isinstance(copy.quantizer, ScaledSign)
+    x = tf.constant(kernel())
+    np.testing.assert_array_equal(copy(x), switch(x))

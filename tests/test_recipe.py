@@ -1,0 +1,321 @@
+"""The recipe's callbacks in a plain `model.fit`."""
+
+import re
+
+import numpy as np
+import pytest
+import small
+import tensorflow as tf
+
+import larq_adambnn
+from larq_adambnn import callbacks, optimizers
+
+STEPS = 4  # in an epoch of `fit`
+
+
+class Spy(tf.keras.callbacks.Callback):
+    """Notes optimizer settings and form at every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        self.seen.append(
+            {
+                "rate": float(tf.keras.backend.get_value(optimizer.learning_rate)),
+                "decay": float(getattr(optimizer, "weight_decay", np.nan) or 0),
+                "form": larq_adambnn.binarization(self.model),
+                "iterations": int(optimizer.iterations.numpy()),
+            }
+        )
+
+
+def data():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(8 * STEPS, 32, 32, 1)).astype("float32"), np.arange(8 * STEPS) % 10
+
+
+def compiled(optimizer):
+    model = small.network((32, 32, 1), 10)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss)
+    return model
+
+
+def fit(model, recipe, epochs, **kwargs):
+    spy = Spy()
+    history = model.fit(
+        *data(),
+        batch_size=8,
+        shuffle=False,
+        epochs=epochs,
+        callbacks=[*recipe, spy],
+        verbose=0,
+        **kwargs,
+    )
+    return spy.seen, history.history
+
+
+@pytest.mark.parametrize(
+    ("published", "epochs", "expected"),
+    [
+        # (epoch, rate / initial rate): first, middle, last, past the last
+        (False, 4, [(0, 1.0), (2, 0.5), (3.75, 0.0625), (4, 0.0), (9, 0.0)]),
+        (True, 4, [(1, 0.75), (2, 0.5), (4, 0.0), (5, 0.0)]),
+        (False, (2, 4), [(0, 1.0), (1, 0.5), (2, 1.0), (4, 0.5), (6, 0.0)]),
+        (True, (2, 4), [(1, 0.5), (2, 0.0), (3, 0.75), (6, 0.0), (7, 0.0)]),
+    ],
+)
+def test_linear_decay_at_given_times(published, epochs, expected):
+    decay = callbacks.LinearDecay(0.8, epochs, published=published)
+    for epoch, share in expected:
+        assert decay.rate(epoch) == pytest.approx(0.8 * share)
+
+
+def test_linear_decay_lowers_the_rate_at_each_step_of_a_fit():
+    seen, history = fit(compiled(optimizers.Adam()), [callbacks.LinearDecay(0.01, (2, 1))], 3)
+    first = [0.01 * (1 - t / (2 * STEPS)) for t in range(2 * STEPS)]
+    second = [0.01 * (1 - t / STEPS) for t in range(STEPS)]
+    np.testing.assert_allclose([s["rate"] for s in seen], [*first, *second], rtol=1e-6)
+    assert history["learning_rate"][-1] == pytest.approx(second[-1])
+
+
+def test_published_decay_is_constant_in_an_epoch_and_ends_at_zero():
+    decay = callbacks.LinearDecay(0.01, 4, published=True)
+    seen, _ = fit(compiled(optimizers.Adam()), [decay], 4)
+    expected = np.repeat([0.0075, 0.005, 0.0025, 0.0], STEPS)
+    np.testing.assert_allclose([s["rate"] for s in seen], expected, rtol=1e-6)
+
+
+def test_weight_decay_schedule_sets_each_epoch():
+    schedule = callbacks.WeightDecaySchedule({0: 5e-6, 2: 0.0, 3: -1e-4})
+    seen, history = fit(compiled(optimizers.Adam()), [schedule], 4)
+    expected = np.repeat([5e-6, 5e-6, 0.0, -1e-4], STEPS)
+    np.testing.assert_allclose([s["decay"] for s in seen], expected, rtol=1e-6)
+    assert history["weight_decay"] == [5e-6, 5e-6, 0.0, -1e-4]
+
+
+def test_weight_decay_schedule_reaches_the_traced_step_of_keras_adamw():
+    """AdamW's decay is a plain number in the traced function."""
+    model = compiled(tf.keras.optimizers.AdamW(0.1, weight_decay=0.5))
+    model.trainable = False
+    model.get_layer("classifier").trainable = True
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(tf.keras.optimizers.AdamW(0.0, weight_decay=0.5), loss)
+    sizes = []
+
+    class Size(tf.keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.optimizer.learning_rate.assign(0.1)
+
+        def on_epoch_end(self, epoch, logs=None):
+            sizes.append(float(self.model.optimizer.weight_decay))
+
+    fit(model, [callbacks.WeightDecaySchedule({0: 0.5, 1: 0.25}), Size()], 2)
+    assert sizes == [0.5, 0.25]
+
+
+def test_switch_changes_the_form_resets_the_optimizer_and_keeps_the_weights():
+    model = compiled(optimizers.Adam(0.01))
+    weights = {}
+
+    class Watch(tf.keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            weights[epoch] = self.model.get_weights()
+
+        def on_epoch_begin(self, epoch, logs=None):
+            slots = [v.numpy() for v in self.model.optimizer.variables if "/" in v.name]
+            if epoch == 1:
+                assert any(np.abs(slot).max() > 0 for slot in slots)
+            if epoch == 2:
+                assert all(np.abs(slot).max() == 0 for slot in slots)
+                for old, new in zip(weights[1], self.model.get_weights(), strict=True):
+                    np.testing.assert_array_equal(old, new)
+
+    seen, _ = fit(model, [callbacks.TwoStepSwitch(2), Watch()], 4)
+    assert [s["form"] for s in seen] == [(True, False)] * 2 * STEPS + [(True, True)] * 2 * STEPS
+    assert [s["iterations"] for s in seen] == [*range(2 * STEPS), *range(2 * STEPS)]
+    assert {round(s["rate"], 6) for s in seen} == {0.01}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: optimizers.SGD(0.01),
+        lambda: tf.keras.optimizers.Adagrad(0.01, initial_accumulator_value=0.1),
+        lambda: tf.keras.optimizers.legacy.Adam(0.01),
+    ],
+    ids=["sgd", "adagrad", "legacy"],
+)
+def test_switch_resets_any_keras_optimizer(optimizer):
+    model = compiled(optimizer())
+    initial = []
+
+    class Watch(tf.keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                variables = self.model.optimizer.variables
+                variables = variables() if callable(variables) else variables
+                initial.extend(v.numpy() for v in variables if v.shape.rank)
+
+    seen, _ = fit(model, [callbacks.TwoStepSwitch(1), Watch()], 2)
+    start = 0.1 if isinstance(model.optimizer, tf.keras.optimizers.Adagrad) else 0.0
+    assert initial
+    assert all(np.all(value == np.float32(start)) for value in initial)
+    assert [s["iterations"] for s in seen] == [*range(STEPS), *range(STEPS)]
+
+
+def test_switch_takes_other_orders():
+    switch = callbacks.TwoStepSwitch(1, first=(False, True), second=(True, True))
+    seen, _ = fit(compiled(optimizers.Adam()), [switch], 2)
+    assert [s["form"] for s in seen] == [(False, True)] * STEPS + [(True, True)] * STEPS
+
+
+def test_switch_reloads_the_best_weights(tmp_path):
+    model = compiled(optimizers.Adam(0.01))
+    path = tmp_path / "best.weights.h5"
+    model.save_weights(path)
+    best = model.get_weights()
+    found = []
+
+    class Watch(tf.keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            found.append(self.model.get_weights())
+
+    fit(model, [callbacks.TwoStepSwitch(1, reload=str(path)), Watch()], 2)
+    for old, new in zip(best, found[1], strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+class KilledError(Exception):
+    pass
+
+
+class Kill(tf.keras.callbacks.Callback):
+    """Ends a fit at a step, counted from the start of the training."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.epoch * STEPS + batch + 1 == self.step:
+            raise KilledError
+
+
+def recipe():
+    return [
+        callbacks.TwoStepSwitch(2),
+        callbacks.WeightDecaySchedule({0: 5e-2, 2: 0.0}),
+        callbacks.LinearDecay(0.01, (2, 2)),
+    ]
+
+
+@pytest.mark.parametrize("killed_at", [3, 8, 9, 10, 13])
+@pytest.mark.parametrize("save_freq", ["epoch", 1])
+def test_recipe_survives_backup_and_restore(killed_at, save_freq, tmp_path):
+    tf.keras.utils.set_random_seed(1)
+    undisturbed = compiled(optimizers.Adam(0.01))
+    initial = undisturbed.get_weights()
+    expected, _ = fit(undisturbed, recipe(), 4)
+
+    def attempt(*more):
+        model = compiled(optimizers.Adam(0.01))
+        model.set_weights(initial)
+        backup = tf.keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=save_freq)
+        return model, *fit(model, [*recipe(), backup, *more], 4)
+
+    with pytest.raises(KilledError):
+        attempt(Kill(killed_at))
+    model, seen, _ = attempt()
+    assert seen == expected[-len(seen) :]
+    if save_freq == "epoch":  # then the resumed epochs saw the same batches
+        for a, b in zip(model.get_weights(), undisturbed.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_recipe_trains_in_mixed_float16():
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = compiled(optimizers.Adam(0.01))
+        assert isinstance(model.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+        seen, history = fit(model, recipe(), 4)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert [s["form"] for s in seen] == [(True, False)] * 2 * STEPS + [(True, True)] * 2 * STEPS
+    assert seen[2 * STEPS]["rate"] == pytest.approx(0.01)
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_averaged_weights_are_evaluated_and_training_goes_on_with_the_others():
+    momentum = 0.9
+    history, evaluated = [], []
+
+    class Watch(tf.keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            history.append(self.model.get_layer("classifier").get_weights()[0])
+
+        def on_train_batch_end(self, batch, logs=None):
+            history.append(self.model.get_layer("classifier").get_weights()[0])
+
+        def on_test_batch_end(self, batch, logs=None):
+            evaluated.append(self.model.get_layer("classifier").get_weights()[0])
+
+        def on_epoch_end(self, epoch, logs=None):
+            np.testing.assert_array_equal(
+                self.model.get_layer("classifier").get_weights()[0], history[-1]
+            )
+
+    model = compiled(optimizers.Adam(0.01))
+    average = callbacks.AverageWeights(momentum)
+    fit(model, [average, Watch()], 1, validation_data=data(), validation_batch_size=32)
+    expected = history[0]
+    for weights in history[1:]:
+        expected = momentum * expected + (1 - momentum) * weights
+    np.testing.assert_allclose(evaluated[0], expected, rtol=1e-5)
+    assert np.abs(evaluated[0] - history[-1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: callbacks.TwoStepSwitch(0), "epoch"),
+        (lambda: callbacks.TwoStepSwitch(1.5), "epoch"),
+        (lambda: callbacks.LinearDecay(0, 3), "learning_rate"),
+        (lambda: callbacks.LinearDecay(float("nan"), 3), "learning_rate"),
+        (lambda: callbacks.LinearDecay(0.1, (3, 0)), "epochs"),
+        (lambda: callbacks.LinearDecay(0.1, ()), "epochs"),
+        (lambda: callbacks.WeightDecaySchedule({}), "values"),
+        (lambda: callbacks.WeightDecaySchedule({1: 0.0}), "values"),
+        (lambda: callbacks.WeightDecaySchedule({0: float("inf")}), "values"),
+        (lambda: callbacks.AverageWeights(1.0), "momentum"),
+    ],
+)
+def test_wrong_arguments_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_weight_decay_schedule_needs_an_optimizer_with_the_attribute():
+    class Plain(tf.keras.optimizers.legacy.SGD):
+        pass
+
+    with pytest.raises(ValueError, match="weight_decay"):
+        fit(compiled(Plain(0.1)), [callbacks.WeightDecaySchedule({0: 0.0})], 1)
+
+
+def test_example_in_the_readme_runs_as_it_stands(monkeypatch, tmp_path):
+    import pathlib
+
+    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    (code,) = re.findall(r"```python\n(# Two steps.*?)```", readme.read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 16
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert larq_adambnn.binarization(names["model"]) == (True, True)
