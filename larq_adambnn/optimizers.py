@@ -54,8 +54,17 @@ class _WeightDecay:
             config.pop(name, None)
         config["weight_decay"] = float(self.weight_decay.numpy())
         if self.decays is not published_decay:
-            config["decays"] = self.decays
+            config["decays"] = tf.keras.utils.serialize_keras_object(self.decays)
         return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        if isinstance(config.get("decays"), dict):
+            config["decays"] = tf.keras.utils.deserialize_keras_object(
+                config["decays"], custom_objects
+            )
+        return super().from_config(config, custom_objects)
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")

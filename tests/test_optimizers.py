@@ -1,0 +1,311 @@
+"""Adam against torch.optim.Adam, and in everything that Keras does with an optimizer."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from larq_adambnn import checkpoints, losses, models, optimizers
+
+SHAPES = {"conv/kernel": (3, 3, 2, 4), "rsign/shift": (4,), "bn/gamma": (4,), "fc/kernel": (4, 3)}
+DECAYED = ("conv/kernel", "rsign/shift")  # what the published rule takes
+
+
+@pytest.fixture
+def floatx():
+    """Sets Keras's type (that of a learning rate, too) for one test."""
+    yield tf.keras.backend.set_floatx
+    tf.keras.backend.set_floatx("float32")
+
+
+def problem(dtype, steps, seed=0):
+    """Start values and a gradient a step, of sizes from 1e-10 (where epsilon counts) to 10."""
+    rng = np.random.default_rng(seed)
+    start = {name: rng.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
+    gradients = [
+        {
+            name: (rng.normal(size=shape) * 10.0 ** rng.uniform(-10, 1, shape)).astype(dtype)
+            for name, shape in SHAPES.items()
+        }
+        for _ in range(steps)
+    ]
+    return start, gradients
+
+
+def run_keras(optimizer, start, gradients, learning_rates):
+    variables = {name: tf.Variable(value, name=name) for name, value in start.items()}
+    for gradient, rate in zip(gradients, learning_rates, strict=True):
+        optimizer.learning_rate = rate
+        optimizer.apply_gradients((tf.constant(gradient[n]), variables[n]) for n in variables)
+    return {name: variable.numpy() for name, variable in variables.items()}
+
+
+def run_torch(kind, start, gradients, learning_rates, weight_decay, **options):
+    torch = pytest.importorskip("torch")
+    parameters = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
+    optimizer = getattr(torch.optim, kind)(
+        [
+            {"params": [parameters[n] for n in parameters if n not in DECAYED]},
+            {"params": [parameters[n] for n in DECAYED], "weight_decay": weight_decay},
+        ],
+        lr=1.0,
+        **{"weight_decay": 0.0, **options},
+    )
+    for gradient, rate in zip(gradients, learning_rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for name, parameter in parameters.items():
+            parameter.grad = torch.tensor(gradient[name])
+        optimizer.step()
+    return {name: parameter.detach().numpy() for name, parameter in parameters.items()}
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 2e-6)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize(
+    "build, kind, options",
+    [
+        (optimizers.Adam, "Adam", {}),
+        (lambda *a, **k: optimizers.Adam(*a, amsgrad=True, **k), "Adam", {"amsgrad": True}),
+        (lambda *a, **k: optimizers.Adam(*a, decoupled=True, **k), "AdamW", {}),
+        (optimizers.SGD, "SGD", {"momentum": 0.9}),
+        (lambda *a, **k: optimizers.SGD(*a, momentum=0.0, **k), "SGD", {}),
+    ],
+    ids=["adam", "amsgrad", "adamw", "momentum", "sgd"],
+)
+def test_is_pytorch(build, kind, options, weight_decay, dtype, tolerance, floatx):
+    """20 steps: differences are rounding, which an update passes on."""
+    floatx(dtype)
+    start, gradients = problem(dtype, steps=20)
+    rates = [0.01 * (1 - step / 20) for step in range(20)]
+    expected = run_torch(kind, start, gradients, rates, weight_decay, **options)
+    received = run_keras(build(1.0, weight_decay=weight_decay), start, gradients, rates)
+    for name in SHAPES:
+        np.testing.assert_allclose(received[name], expected[name], rtol=tolerance, atol=tolerance)
+        assert np.abs(expected[name] - start[name]).max() > 1e-3  # it has moved
+
+
+@pytest.mark.parametrize("network", [models.reactnet_a, models.reactnet18])
+def test_decays_what_the_published_code_decays(network):
+    """Its rule, on PyTorch's names and shapes: 4-D, or "conv" in the name."""
+    model = network((32, 32, 3), 10, width=0.05)
+    names = {
+        id(parameter.variable): (name, parameter.shape)
+        for name, parameter in checkpoints._parameters(model).items()
+    }
+    for variable in model.trainable_variables:
+        name, shape = names[id(variable)]
+        expected = len(shape) == 4 or "conv" in name
+        assert optimizers.published_decay(variable) == expected, name
+
+
+def small_model(seed=1):
+    """A model with one decayed and one undecayed kernel, and data for it."""
+    tf.keras.utils.set_random_seed(seed)
+    model = tf.keras.Sequential(
+        [
+            tf.keras.layers.Conv2D(4, 3, input_shape=(6, 6, 2), name="conv"),
+            tf.keras.layers.Flatten(),
+            tf.keras.layers.Dense(3, name="fc", dtype="float32"),
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(8, 6, 6, 2)).astype("float32")
+    return model, images, rng.normal(size=(8, 3)).astype("float32")
+
+
+def compiled(optimizer, **kwargs):
+    model, images, targets = small_model()
+    model.compile(optimizer=optimizer, loss=losses.DistributionLoss(), **kwargs)
+    return model, images, targets
+
+
+@tf.keras.utils.register_keras_serializable("test_optimizers")
+def decays_nothing(variable):
+    return False
+
+
+OPTIMIZERS = {
+    "adam": lambda: optimizers.Adam(0.01, weight_decay=0.1),
+    "amsgrad": lambda: optimizers.Adam(
+        0.02, weight_decay=0.2, beta_1=0.8, beta_2=0.95, epsilon=1e-5, amsgrad=True
+    ),
+    "decoupled": lambda: optimizers.Adam(0.01, weight_decay=0.1, decoupled=True),
+    "other_rule": lambda: optimizers.Adam(0.01, weight_decay=0.1, decays=decays_nothing),
+    "schedule": lambda: optimizers.Adam(
+        tf.keras.optimizers.schedules.PolynomialDecay(0.1, 5, 0.0), weight_decay=0.1
+    ),
+    "clipped": lambda: optimizers.Adam(0.01, weight_decay=0.1, global_clipnorm=0.01),
+    "averaged": lambda: optimizers.Adam(0.01, weight_decay=0.1, use_ema=True, ema_momentum=0.5),
+    "sgd": lambda: optimizers.SGD(0.01, weight_decay=0.1, momentum=0.5),
+    "rmsprop": lambda: optimizers.RMSprop(0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_serialization_round_trip(name):
+    optimizer = OPTIMIZERS[name]()
+    config = tf.keras.optimizers.serialize(optimizer)
+    text = json.dumps(config)
+    again = tf.keras.optimizers.deserialize(json.loads(text))
+    assert type(again) is type(optimizer)
+    assert again.get_config() == optimizer.get_config()
+    first, second = compiled(optimizer), compiled(again)
+    for _ in range(3):
+        assert first[0].train_on_batch(*first[1:]) == second[0].train_on_batch(*second[1:])
+    for a, b in zip(first[0].get_weights(), second[0].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_config_has_the_decay_that_was_set():
+    optimizer = optimizers.Adam(weight_decay=0.1)
+    optimizer.weight_decay.assign(0.025)
+    again = optimizers.Adam.from_config(optimizer.get_config())
+    assert float(again.weight_decay) == np.float32(0.025)
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad"])
+@pytest.mark.parametrize("kind", ["keras", "h5", "checkpoint"])
+def test_training_goes_on_after_saving(kind, name, tmp_path):
+    """Moments, iterations and decay come back: the third step is the same to the bit.
+
+    (Keras drops every optimizer's state in its SavedModel format.)
+    """
+    model, images, targets = compiled(OPTIMIZERS[name]())
+    for _ in range(2):
+        model.train_on_batch(images, targets)
+    path = str(tmp_path / {"keras": "a.keras", "h5": "a.h5"}.get(kind, "a"))
+    if kind == "checkpoint":
+        tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(path)
+        again, *_ = compiled(OPTIMIZERS[name]())
+        again.optimizer.build(again.trainable_variables)
+        again.optimizer.weight_decay.assign(0.0)
+        tf.train.Checkpoint(model=again, optimizer=again.optimizer).read(path).assert_consumed()
+    else:
+        model.save(path)
+        again = tf.keras.models.load_model(path)
+    assert int(again.optimizer.iterations) == 2
+    assert float(again.optimizer.weight_decay) == float(model.optimizer.weight_decay)
+    model.train_on_batch(images, targets)
+    again.train_on_batch(images, targets)
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def by_hand(model, images, targets, decays, rate=0.01):
+    """The kernels and biases after a step for each decay: Adam written out in NumPy, float64."""
+    variables = model.trainable_variables
+    m, v = ([np.zeros(x.shape) for x in variables] for _ in range(2))
+    for t, decay in enumerate(decays, start=1):
+        with tf.GradientTape() as tape:
+            loss = losses.DistributionLoss()(targets, model(images))
+        for i, gradient in enumerate(tape.gradient(loss, variables)):
+            w = variables[i].numpy().astype("float64")
+            g = gradient.numpy() + (decay * w if w.ndim == 4 else 0)
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g**2
+            root = np.sqrt(v[i] / (1 - 0.999**t))
+            variables[i].assign(w - rate * (m[i] / (1 - 0.9**t)) / (root + 1e-8))
+    return model.get_weights()
+
+
+def test_callback_sets_the_decay_in_a_running_fit():
+    class Decay(tf.keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.optimizer.weight_decay.assign([0.1, 0.0, 1.0][epoch])
+
+    model, images, targets = compiled(optimizers.Adam(0.01, weight_decay=0.5))
+    model.fit(
+        images, targets, batch_size=8, epochs=3, shuffle=False, callbacks=[Decay()], verbose=0
+    )
+    expected = by_hand(*small_model(), decays=[0.1, 0.0, 1.0])
+    for a, b in zip(model.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)  # float32 gradients
+
+
+def test_average_of_the_weights():
+    model, images, targets = compiled(OPTIMIZERS["averaged"]())
+    average = [w.copy() for w in model.get_weights()]
+    for _ in range(3):
+        model.train_on_batch(images, targets)
+        average = [0.5 * a + 0.5 * w for a, w in zip(average, model.get_weights(), strict=True)]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    for a, b in zip(model.get_weights(), average, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_mixed_precision_scales_the_loss_only():
+    """Under mixed_float16 a step is that of float32, up to float16 gradients; inf skips it."""
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model, images, targets = compiled(OPTIMIZERS["adam"]())
+        assert isinstance(model.optimizer, tf.keras.mixed_precision.LossScaleOptimizer)
+        model.fit(images, targets, batch_size=8, epochs=3, shuffle=False, verbose=0)
+        inner = model.optimizer.inner_optimizer
+        assert int(inner.iterations) == 3
+        before = model.get_weights()
+        model.train_on_batch(np.full_like(images, np.inf), targets)
+        for a, b in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(a, b)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    start = small_model()[0].get_weights()
+    expected = by_hand(*small_model(), decays=[0.1] * 3)
+    for a, b, c in zip(before, expected, start, strict=True):
+        assert a.dtype == np.float32
+        assert np.abs(a - b).mean() < 0.02 * np.abs(b - c).mean()
+
+
+def train_twice(name, strategy):
+    """Two fits of two steps, with a weight decay each."""
+    with strategy.scope():
+        model, images, targets = compiled(OPTIMIZERS[name]())
+    data = tf.data.Dataset.from_tensor_slices((images, targets)).batch(8)
+    for decay in (0.1, 0.5):
+        model.optimizer.weight_decay.assign(decay)
+        model.fit(data, epochs=2, verbose=0)
+    return model.get_weights()
+
+
+MIRRORED_OPTIMIZERS = ("adam", "amsgrad", "decoupled", "averaged")
+MIRRORED = """
+import sys
+import numpy as np
+import tensorflow as tf
+import test_optimizers
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+for name in test_optimizers.MIRRORED_OPTIMIZERS:
+    np.savez(f"{sys.argv[1]}/{name}.npz", *test_optimizers.train_twice(name, strategy))
+"""
+
+
+@pytest.fixture(scope="module")
+def two_replicas(tmp_path_factory):
+    """Directory with the weights that MirroredStrategy reaches; devices need a new process."""
+    directory = tmp_path_factory.mktemp("mirrored")
+    subprocess.run(
+        [sys.executable, "-c", f"import larq_adambnn{MIRRORED}", str(directory)],
+        cwd=pathlib.Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+        check=True,
+        timeout=300,
+    )
+    return directory
+
+
+@pytest.mark.parametrize("name", MIRRORED_OPTIMIZERS)
+def test_two_replicas_are_one_device(name, two_replicas):
+    """Two halves of a batch on two replicas update as the whole batch on one does."""
+    expected = train_twice(name, tf.distribute.get_strategy())
+    with np.load(two_replicas / f"{name}.npz") as received:
+        for a, b in zip(received.values(), expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)  # order of the sums
