@@ -11,6 +11,7 @@ running variances have the factor n / (n - 1) that Keras leaves out in float64.
 import os
 import pathlib
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -110,7 +111,8 @@ def load_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
         OSError: it cannot be read.
     """
     torch = _torch()
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's notes about formats
         # A foreign or damaged file makes torch raise nearly anything.
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -296,7 +298,7 @@ def _reason(error: Exception) -> str:
     refused = re.search(r"GLOBAL ([\w.]+)", str(error))
     if refused:
         return f"which holds code or objects besides tensors ({refused[1]}); nothing of it was run"
-    return f"which is damaged or something else ({type(error).__name__})"
+    return f"which is truncated, damaged or something else ({type(error).__name__})"
 
 
 def _modules(model) -> Iterable[tuple[tf.keras.layers.Layer, str | tuple[str, ...]]]:

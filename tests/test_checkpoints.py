@@ -1,0 +1,641 @@
+"""PyTorch's checkpoints in and out, with PyTorch itself as the judge."""
+
+import os
+import pickle
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import main
+from larq_adambnn import checkpoints, data, layers, losses, models, optimizers
+from larq_adambnn.config import load_run
+from larq_adambnn.runs import Run
+from larq_adambnn.students import load_student
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+NETWORKS = ("reactnet_a", "reactnet18", "resnet34")
+WIDTH = 0.07
+
+
+def build(name, size=(64, 64), classes=10, **options):
+    return models.build(
+        name, input_shape=(*size, 3), num_classes=classes, **{"width": WIDTH, **options}
+    )
+
+
+def random_state_dict(model, seed=0):
+    """Names and shapes of a model's state_dict, random values, -0.0 and a denormal."""
+    rng = np.random.default_rng(seed)
+    state_dict = {}
+    for name, value in checkpoints.to_state_dict(model).items():
+        if name.endswith("num_batches_tracked"):
+            state_dict[name] = np.array(rng.integers(1, 10**9), np.int64)
+            continue
+        array = rng.normal(size=value.shape).astype(np.float32)
+        array = np.abs(array) + 0.5 if name.endswith("running_var") else array
+        array.flat[:2] = (-0.0, 1e-42) if array.size > 1 else -0.0
+        state_dict[name] = array
+    return state_dict
+
+
+def flattened(state_dict):
+    """The naming of ReActNet's second step."""
+    return {
+        f"{name}s" if "binary" in name else name: value.reshape(-1, 1)
+        if "binary" in name
+        else value
+        for name, value in state_dict.items()
+    }
+
+
+def assert_same_bits(received, expected):
+    assert received.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (received[name].dtype, received[name].shape) == (array.dtype, array.shape), name
+        assert received[name].tobytes() == array.tobytes(), name
+
+
+# The networks once more, in PyTorch's functions on a state_dict
+
+
+class Torch:
+    """Forward passes in evaluation mode, with binary activations and weights."""
+
+    def __init__(self, state_dict):
+        self.tensors = {name: torch.from_numpy(value) for name, value in state_dict.items()}
+
+    def batch_norm(self, x, name):
+        names = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(self.tensors[f"{name}.{n}"] for n in names))
+
+    def conv(self, x, name, stride=1):
+        kernel = self.tensors[f"{name}.weight"]
+        return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+
+    def binary_conv(self, x, name, shift, stride=1):
+        x = torch.sign(x + self.tensors[f"{shift}.bias"])
+        kernel = self.tensors[f"{name}.weight"]
+        kernel = kernel.abs().mean(dim=(1, 2, 3), keepdim=True) * torch.sign(kernel)
+        return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+
+    def rprelu(self, x, before, slope, after):
+        x = F.prelu(x + self.tensors[f"{before}.bias"], self.tensors[f"{slope}.weight"])
+        return x + self.tensors[f"{after}.bias"]
+
+    def classify(self, x):
+        return F.linear(x.mean(dim=(2, 3)), self.tensors["fc.weight"], self.tensors["fc.bias"])
+
+    def reactnet_a(self, x):
+        x = self.batch_norm(self.conv(x, "feature.0.conv1", 2), "feature.0.bn1")
+        for i, stride in enumerate((1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1), start=1):
+            b = f"feature.{i}"
+            y = self.binary_conv(x, f"{b}.binary_3x3", f"{b}.move11", stride)
+            y = self.batch_norm(y, f"{b}.bn1") + (x if stride == 1 else F.avg_pool2d(x, 2, 2))
+            y = self.rprelu(y, f"{b}.move12", f"{b}.prelu1", f"{b}.move13")
+            if f"{b}.binary_pw.weight" in self.tensors:
+                pairs = [("binary_pw", "bn2")]
+            else:
+                pairs = [("binary_pw_down1", "bn2_1"), ("binary_pw_down2", "bn2_2")]
+            branches = [
+                self.batch_norm(self.binary_conv(y, f"{b}.{conv}", f"{b}.move21"), f"{b}.{bn}") + y
+                for conv, bn in pairs
+            ]
+            x = torch.cat(branches, dim=1)
+            x = self.rprelu(x, f"{b}.move22", f"{b}.prelu2", f"{b}.move23")
+        return self.classify(x)
+
+    def reactnet18(self, x):
+        x = self.batch_norm(self.conv(x, "conv1", 2), "bn1")
+        x = F.max_pool2d(x, 3, 2, padding=1)
+        for layer in range(1, 5):
+            for i in range(4):
+                b, stride = f"layer{layer}.{i}", 2 if layer > 1 and i == 0 else 1
+                y = self.binary_conv(x, f"{b}.binary_conv", f"{b}.move0", stride)
+                y = self.batch_norm(y, f"{b}.bn1")
+                if stride == 2:
+                    x = self.conv(F.avg_pool2d(x, 2, 2), f"{b}.downsample.1")
+                    x = self.batch_norm(x, f"{b}.downsample.2")
+                x = self.rprelu(x + y, f"{b}.move1", f"{b}.prelu", f"{b}.move2")
+        return self.classify(x)
+
+    def resnet34(self, x):
+        x = F.relu(self.batch_norm(self.conv(x, "conv1", 2), "bn1"))
+        x = F.max_pool2d(x, 3, 2, padding=1)
+        for layer, blocks in enumerate((3, 4, 6, 3), start=1):
+            for i in range(blocks):
+                b, stride = f"layer{layer}.{i}", 2 if layer > 1 and i == 0 else 1
+                y = F.relu(self.batch_norm(self.conv(x, f"{b}.conv1", stride), f"{b}.bn1"))
+                y = self.batch_norm(self.conv(y, f"{b}.conv2"), f"{b}.bn2")
+                if stride == 2:
+                    x = self.batch_norm(self.conv(x, f"{b}.downsample.0", 2), f"{b}.downsample.1")
+                x = F.relu(x + y)
+        return self.classify(x)
+
+
+@pytest.fixture
+def float64():
+    tf.keras.backend.set_floatx("float64")
+    yield
+    tf.keras.backend.set_floatx("float32")
+
+
+@pytest.mark.parametrize(
+    "name, size", [("reactnet_a", (64, 96)), ("reactnet18", (96, 64)), ("resnet34", (45, 70))]
+)
+def test_a_network_trained_here_computes_the_same_in_pytorch(name, size, float64, tmp_path):
+    rng = np.random.default_rng(3)
+    model = build(name, size)
+    model.compile(optimizer=optimizers.Adam(0.01), loss=losses.DistributionLoss())
+    images = rng.normal(size=(4, *size, 3))
+    for _ in range(2):
+        model.train_on_batch(images, rng.normal(size=(4, 10)))
+    checkpoints.save_torch(model, tmp_path / "a.pth")
+    network = Torch(checkpoints.load_torch(tmp_path / "a.pth"))
+    with torch.no_grad():
+        expected = getattr(network, name)(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    received = model(images, training=False).numpy()
+    assert np.ptp(received) > 0.1
+    np.testing.assert_allclose(received, expected.numpy(), rtol=0, atol=1e-12 * np.ptp(received))
+
+
+# Files
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before_1.6"])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_reads_every_form_of_file(prefix, wrapped, legacy, tmp_path):
+    arrays = {"a.weight": np.arange(6.0, dtype=np.float32).reshape(2, 3), "n": np.array(7)}
+    content = {f"{prefix}{name}": torch.tensor(array) for name, array in arrays.items()}
+    if wrapped:
+        adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
+        content = {
+            "epoch": 255,
+            "state_dict": content,
+            "best_top1_acc": torch.tensor(70.5),
+            "optimizer": adam.state_dict(),
+        }
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    assert zipfile.is_zipfile(path) != legacy
+    assert_same_bits(checkpoints.load_torch(path), arrays)
+
+
+def test_reads_parameters_and_bfloat16(tmp_path):
+    torch.save(
+        {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.full((2,), 1.5, dtype=torch.bfloat16)},
+        tmp_path / "a.pth",
+    )
+    expected = {"a": np.ones(2, np.float32), "b": np.full(2, 1.5, np.float32)}
+    assert_same_bits(checkpoints.load_torch(tmp_path / "a.pth"), expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_saves_what_the_published_code_loads(name, tmp_path):
+    model = build(name)
+    state_dict = random_state_dict(model)
+    checkpoints.load_state_dict(model, state_dict)
+    path = tmp_path / "new" / "a.pth"
+    checkpoints.save_torch(model, path)
+    content = torch.load(path, weights_only=True)
+    if name == "resnet34":
+        assert content.keys() == state_dict.keys()
+    else:
+        assert content["epoch"] + 1 == 0  # the epoch it would go on with
+        assert content["best_top1_acc"] == 0
+        assert content["state_dict"].keys() == {f"module.{key}" for key in state_dict}
+    assert_same_bits(checkpoints.load_torch(path), state_dict)
+    assert [file.name for file in path.parent.iterdir()] == ["a.pth"]
+
+
+# State_dicts
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_round_trip_is_bit_for_bit(name):
+    model = build(name)
+    state_dict = random_state_dict(model)
+    assert checkpoints.load_state_dict(model, state_dict) is model
+    assert_same_bits(checkpoints.to_state_dict(model), state_dict)
+
+
+@pytest.mark.parametrize("name", ["reactnet_a", "reactnet18"])
+def test_flat_kernels(name):
+    """They are read, and written again as they were; the naming can also be chosen."""
+    model = build(name)
+    state_dict = random_state_dict(model)
+    flat = flattened(state_dict)
+    assert flat.keys() != state_dict.keys()
+    checkpoints.load_state_dict(model, flat)
+    assert_same_bits(checkpoints.to_state_dict(model), flat)
+    assert_same_bits(checkpoints.to_state_dict(model, flat_kernels=False), state_dict)
+    checkpoints.load_state_dict(model, state_dict)
+    assert_same_bits(checkpoints.to_state_dict(model), state_dict)
+    assert_same_bits(checkpoints.to_state_dict(model, flat_kernels=True), flat)
+
+
+def test_counters_may_be_missing_altogether():
+    """As in files of PyTorch before 0.4.1; it reads them so itself."""
+    model = build("resnet34")
+    state_dict = random_state_dict(model)
+    counters = {name for name in state_dict if name.endswith("num_batches_tracked")}
+    assert len(counters) == 36
+    old = {name: value for name, value in state_dict.items() if name not in counters}
+    checkpoints.load_state_dict(model, old)
+    received = checkpoints.to_state_dict(model)
+    assert all(received.pop(name) == 0 for name in counters)
+    assert_same_bits(received, old)
+
+
+def dropped(state_dict):
+    del state_dict["feature.3.bn1.bias"], state_dict["feature.2.bn1.num_batches_tracked"]
+    return "missing: feature.3.bn1.bias, feature.2.bn1.num_batches_tracked"
+
+
+def added(state_dict):
+    state_dict["feature.14.bn1.bias"] = np.zeros(3, np.float32)
+    return "unexpected: feature.14.bn1.bias"
+
+
+def both_namings(state_dict):
+    kernel = state_dict["feature.3.binary_pw.weight"]
+    state_dict["feature.3.binary_pw.weights"] = kernel.reshape(-1, 1)
+    return "unexpected: feature.3.binary_pw.weight"
+
+
+def another_shape(state_dict):
+    state_dict["fc.weight"] = state_dict["fc.weight"].T
+    state_dict["feature.1.move11.bias"] = state_dict["feature.1.move11.bias"].reshape(-1)
+    return "misshapen: feature.1.move11.bias (2,) instead of (1, 2, 1, 1), fc.weight"
+
+
+def another_flat_shape(state_dict):
+    kernel = state_dict.pop("feature.3.binary_pw.weight")
+    state_dict["feature.3.binary_pw.weights"] = kernel.reshape(1, -1)
+    return "misshapen: feature.3.binary_pw.weights (1, 64) instead of (64, 1)"
+
+
+def another_type(state_dict):
+    state_dict["fc.bias"] = state_dict["fc.bias"].astype(np.int64)
+    return "misshapen: fc.bias of type int64"
+
+
+def not_a_number(state_dict):
+    state_dict["feature.9.binary_3x3.weight"][0, 0, 1, 1] = np.nan
+    return "NaN or infinity in feature.9.binary_3x3.weight"
+
+
+def too_large(state_dict):
+    state_dict["fc.weight"] = state_dict["fc.weight"].astype(np.float64) * 1e300
+    return "NaN or infinity in fc.weight"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        dropped,
+        added,
+        both_namings,
+        another_shape,
+        another_flat_shape,
+        another_type,
+        not_a_number,
+        too_large,
+    ],
+)
+def test_is_strict(damage):
+    """The error says what is wrong, and the model is as it was."""
+    model = build("reactnet_a")
+    before = checkpoints.to_state_dict(model)
+    state_dict = random_state_dict(model)
+    text = damage(state_dict)
+    with pytest.raises(ValueError) as caught:
+        checkpoints.load_state_dict(model, state_dict)
+    assert text in str(caught.value)
+    assert_same_bits(checkpoints.to_state_dict(model), before)
+
+
+def test_long_lists_are_cut():
+    state_dict = random_state_dict(build("reactnet18"))
+    with pytest.raises(ValueError, match=r"missing: .* and \d+ more; unexpected: .* and \d+ more"):
+        checkpoints.load_state_dict(build("reactnet_a"), state_dict)
+
+
+@pytest.mark.parametrize("size", [(96, 81), (80, 80), (65, 64), (33, 33)])
+@pytest.mark.parametrize("name", ["reactnet_a", "reactnet18"])
+def test_refuses_odd_sizes_before_a_stride(name, size):
+    """Also where they come up inside: 80 is 5 before the last stride."""
+    model = build(name, size)
+    state_dict = random_state_dict(model)
+    with pytest.raises(ValueError, match="Expected even sizes before every stride of 2"):
+        checkpoints.load_state_dict(model, state_dict)
+
+
+def test_refuses_other_padding_and_other_networks():
+    model = build("reactnet18", pad_values=1)
+    with pytest.raises(ValueError, match="pads with zeros"):
+        checkpoints.to_state_dict(model)
+    with pytest.raises(ValueError, match="pads with zeros"):
+        checkpoints.load_state_dict(model, {})
+    other = tf.keras.Sequential([tf.keras.layers.Dense(2, input_shape=(2,))])
+    with pytest.raises(ValueError, match="Expected one of reactnet_a, reactnet18, resnet34"):
+        checkpoints.to_state_dict(other)
+
+
+# Files that are no checkpoints
+
+
+class Payload:
+    """Unpickling this runs a command."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def truncated_zip(path, mark):
+    torch.save({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def truncated_before_16(path, mark):
+    torch.save({"a": torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def empty(path, mark):
+    path.touch()
+
+
+def foreign_zip(path, mark):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("notes.txt", "nothing")
+
+
+def text(path, mark):
+    path.write_text("no checkpoint")
+
+
+def code_in_zip(path, mark):
+    torch.save({"state_dict": {"a": torch.ones(2)}, "extra": Payload(mark)}, path)
+
+
+def code_before_16(path, mark):
+    torch.save(
+        {"state_dict": {"a": torch.ones(2)}, "extra": Payload(mark)},
+        path,
+        _use_new_zipfile_serialization=False,
+    )
+
+
+def bare_pickle(path, mark):
+    path.write_bytes(pickle.dumps(Payload(mark), protocol=2))
+
+
+def whole_module(path, mark):
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def no_state_dict(path, mark):
+    torch.save([torch.ones(2)], path)
+
+
+def no_tensors(path, mark):
+    torch.save({"state_dict": {"a": "text"}}, path)
+
+
+def sparse(path, mark):
+    torch.save({"a": torch.eye(3).to_sparse()}, path)
+
+
+BAD_FILES = {
+    truncated_zip: "truncated, damaged",
+    truncated_before_16: "truncated, damaged",
+    empty: "truncated, damaged",
+    foreign_zip: "truncated, damaged",
+    text: "truncated, damaged",
+    code_in_zip: "(posix.system); nothing of it was run",
+    code_before_16: "(posix.system); nothing of it was run",
+    bare_pickle: "(posix.system); nothing of it was run",
+    whole_module: "(torch.nn.modules.linear.Linear); nothing of it was run",
+    no_state_dict: "Expected a state_dict",
+    no_tensors: "Expected only tensors",
+    sparse: "Expected dense tensors",
+}
+
+
+def run_main(capfd, *arguments):
+    """(exit status, standard output, lines on standard error) of a command line."""
+    capfd.readouterr()
+    status = main.main([str(argument) for argument in arguments])
+    out, err = capfd.readouterr()
+    return status, out, err.splitlines()
+
+
+IMPORT = ("--mode=import", "--model=reactnet18", "--dataset=digits", "--image_size=32")
+IMPORT += (f"--width={WIDTH}",)
+
+
+@pytest.mark.parametrize("damage", BAD_FILES, ids=lambda function: function.__name__)
+def test_bad_files_say_why_and_run_nothing(damage, tmp_path, capfd):
+    path, mark, run = tmp_path / "bad.pth", tmp_path / "mark", tmp_path / "run"
+    damage(path, mark)
+    with pytest.raises(ValueError) as caught:
+        checkpoints.load_torch(path)
+    assert BAD_FILES[damage] in str(caught.value) and str(path) in str(caught.value)
+    status, _, lines = run_main(capfd, *IMPORT, f"--source={path}", f"--output_dir={run}")
+    assert status == 2
+    assert len(lines) == 1 and BAD_FILES[damage] in lines[0]
+    assert not mark.exists() and not run.exists()
+
+
+def test_the_planted_payload_would_run(tmp_path):
+    """So that the test above can fail."""
+    code_before_16(tmp_path / "a", tmp_path / "mark")
+    torch.load(tmp_path / "a", weights_only=False)
+    assert (tmp_path / "mark").exists()
+
+
+def test_without_torch(monkeypatch, tmp_path, capfd):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match="pip install torch"):
+        checkpoints.load_torch("a.pth")
+    with pytest.raises(ImportError, match="pip install torch"):
+        checkpoints.save_torch(build("resnet34"), tmp_path / "a.pth")
+    (tmp_path / "a.pth").touch()
+    status, _, lines = run_main(
+        capfd, *IMPORT, f"--source={tmp_path}/a.pth", f"--output_dir={tmp_path}/run"
+    )
+    assert status == 2
+    assert len(lines) == 1 and "pip install torch" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+# --mode=import
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A file as the authors save it, for the digits' one channel and ten classes."""
+    model = models.reactnet18((32, 32, 1), 10, width=WIDTH)
+    state_dict = random_state_dict(model)
+    state_dict["layer2.1.binary_conv.weight"][0, :3] = 0
+    content = {f"module.{name}": torch.tensor(value) for name, value in state_dict.items()}
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save({"epoch": 255, "state_dict": content}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (["--model=reactnet_a"], "missing: feature.0.conv1.weight"),
+        (["--model=resnet34", "--order=real_valued"], "missing: "),
+        (["--num_classes=9"], "--num_classes: expected 10"),
+        (["--dataset=mnist", "--num_classes=9"], "--num_classes: expected 10"),
+        (["--dataset=cifar100"], "--dataset: expected 10 classes"),
+        (["--dataset=cifar10"], "misshapen: conv1.weight"),
+        (["--width=0.2"], "misshapen: "),
+        (["--image_size=33"], "Expected even sizes"),
+        (["--pad_values=1"], "pads with zeros"),
+        (["--model=QuickNet", "--width=1"], "--model: expected reactnet_a, reactnet18 or resnet34"),
+        (["--import_step=2", "--order=one_step"], "--import_step: expected a step of"),
+        (["--source=/none"], "--source: expected a PyTorch checkpoint"),
+    ],
+)
+def test_import_refuses_what_does_not_fit(flags, text, source, tmp_path, capfd):
+    run = tmp_path / "run"
+    status, _, lines = run_main(capfd, *IMPORT, f"--source={source}", f"--output_dir={run}", *flags)
+    assert status == 2
+    assert len(lines) == 1 and text in lines[0]
+    assert not run.exists()
+
+
+def test_import_of_nan(tmp_path, capfd):
+    model = models.reactnet18((32, 32, 1), 10, width=WIDTH)
+    model.get_layer("classifier").bias.assign([np.nan] * 10)
+    checkpoints.save_torch(model, tmp_path / "a.pth")
+    status, _, lines = run_main(
+        capfd, *IMPORT, f"--source={tmp_path}/a.pth", f"--output_dir={tmp_path}/run"
+    )
+    assert status == 2
+    assert len(lines) == 1 and "NaN or infinity in fc.bias" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+TRAIN = (
+    "--mode=train",
+    *IMPORT[1:],
+    "--order=one_step",
+    "--loss=cross_entropy",
+    "--epochs=1",
+    "--batch_size=512",
+    "--learning_rate=1e-9",
+    "--weight_decay=0,0",
+    "--crop=none",
+    "--noflip",
+    "--noexport",
+    "--nodeterministic",
+)
+
+
+def student_of(run):
+    config = load_run(run)
+    return load_student(Run(run), config, data.load(config))
+
+
+def test_an_imported_run_is_a_run(source, tmp_path, capfd, data_dir):
+    """It can be imported again, evaluated, and be the start of a training, but not resumed."""
+    run, place = tmp_path / "run", f"--data_dir={data_dir}"
+    command = (*IMPORT, place, f"--source={source}", f"--output_dir={run}")
+    expected = checkpoints.load_torch(source)
+    kernels = [value for name, value in expected.items() if "binary" in name]
+    zeros = sum(int(np.sum(kernel == 0)) for kernel in kernels)
+    weights = sum(kernel.size for kernel in kernels)
+    assert zeros > 0
+    for _ in range(2):
+        status, out, lines = run_main(capfd, *command)
+        assert (status, lines) == (0, [])
+        assert "the end of its step 2" in out
+        assert f"{zeros} of {weights:,} binary weights are 0" in out
+    assert {file.name for file in run.iterdir()} == {".lock", "checkpoints", "flags.cfg"}
+
+    imported = student_of(run)
+    assert layers.binarization(imported) == (True, True)
+    received = checkpoints.to_state_dict(imported)
+    assert received.keys() == expected.keys()
+    for name, value in expected.items():
+        if not name.endswith("num_batches_tracked"):  # which weight files do not hold
+            assert received[name].tobytes() == value.tobytes(), name
+
+    status, out, lines = run_main(capfd, "--mode=evaluate", f"--run={run}", place)
+    assert (status, lines) == (0, [])
+    assert "top-1" in out
+
+    # One epoch at a learning rate of almost 0 ends almost where it began.
+    trained = tmp_path / "trained"
+    status, _, lines = run_main(
+        capfd, *TRAIN, place, f"--init_from={run}", f"--output_dir={trained}"
+    )
+    assert (status, lines) == (0, [])
+    for a, b in zip(
+        student_of(trained).trainable_variables, imported.trainable_variables, strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+    status, _, lines = run_main(capfd, f"--flagfile={run}/flags.cfg", "--mode=train")
+    assert status == 2
+    assert len(lines) == 1 and "expected --init_from" in lines[0]
+    status, _, lines = run_main(
+        capfd, *IMPORT, place, f"--source={source}", f"--output_dir={trained}"
+    )
+    assert status == 2
+    assert len(lines) == 1 and "--output_dir" in lines[0]
+
+
+def test_import_of_step_1(source, tmp_path, capfd, data_dir):
+    run = tmp_path / "run"
+    command = (*IMPORT, f"--data_dir={data_dir}", f"--source={source}", f"--output_dir={run}")
+    status, _, lines = run_main(capfd, *command, "--import_step=1")
+    assert (status, lines) == (0, [])
+    assert Run(run).last_step() == 1
+    assert layers.binarization(student_of(run)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (["--model=reactnet_a"], "--init_from: expected a run with --model=reactnet_a"),
+        (["--width=0.2"], "--init_from: expected a run with --width=0.2"),
+        (["--dataset=cifar10"], "--init_from: expected a run with 3 channels and 10 classes"),
+        (["--init_from=/none"], "--init_from: expected a run directory"),
+    ],
+)
+def test_init_from_another_network(flags, text, source, tmp_path, capfd, data_dir):
+    run, output, place = tmp_path / "run", tmp_path / "out", f"--data_dir={data_dir}"
+    run_main(capfd, *IMPORT, place, f"--source={source}", f"--output_dir={run}")
+    status, _, lines = run_main(
+        capfd, *TRAIN, place, f"--init_from={run}", f"--output_dir={output}", *flags
+    )
+    assert status == 2
+    assert len(lines) == 1 and text in lines[0]
+    assert not output.exists()
+
+
+def test_init_from_an_unfinished_run(source, tmp_path, capfd, data_dir):
+    run, output, place = tmp_path / "run", tmp_path / "out", f"--data_dir={data_dir}"
+    run_main(capfd, *IMPORT, place, f"--source={source}", f"--output_dir={run}")
+    Run(run).weights(2).unlink()
+    status, _, lines = run_main(
+        capfd, *TRAIN, place, f"--init_from={run}", f"--output_dir={output}"
+    )
+    assert status == 2
+    assert len(lines) == 1 and "expected a run with a finished step" in lines[0]
+    assert not output.exists()
