@@ -40,8 +40,8 @@ def _select_keras_2() -> None:
     tf = sys.modules.get("tensorflow")
     if tf is None:
         return
-    loader = vars(tf).get("keras")
-    if getattr(loader, "_tfll_initialized", False):
+    # A loader stands for tf.keras until it is first used; then it is the module itself.
+    if getattr(vars(tf).get("keras"), "_tfll_initialized", True):
         if not tf.keras.Model.__module__.startswith("tf_keras"):
             raise ImportError(_ADVICE)
     elif any(name.startswith("tensorflow.keras") for name in sys.modules):

@@ -52,8 +52,9 @@ class Switchable(lq.quantizers.Quantizer):
     """
 
     def __init__(self, quantizer, *, on: bool = True, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.quantizer = lq.quantizers.get(quantizer)
+        self.quantizer._autocast = False  # a quantizer keeps the precision of its input
         self.on = bool(on)
 
     @property

@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import sys
+import zipfile
 
 import numpy as np
 import tensorflow as tf
@@ -65,6 +66,8 @@ class Checkpoint(tf.keras.callbacks.Callback):
             state = _read(path)
             if state is None:
                 print(f"checkpoint {path.name} is damaged; using the one before", file=sys.stderr)
+                if strategies.is_chief(tf.distribute.get_strategy()):
+                    path.rename(path.with_suffix(".damaged"))
                 continue
             for name, variable in _variables(model).items():
                 variable.assign(state[name])
@@ -184,7 +187,11 @@ def _write(directory: pathlib.Path, step: int, state: dict[str, np.ndarray]) -> 
     temporary = directory / ".checkpoint.npz"
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **state)
+            # What np.savez writes; its own archive is not closed when the disk is full.
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in state.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(directory / f"{step:09d}-{_checksum(temporary)}.npz")

@@ -23,7 +23,8 @@ def test_every_shipped_config_parses(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # flagfiles are found from anywhere
     weights = tmp_path / "resnet34.pth"
     weights.touch()
-    config = parse([f"--flagfile={path}", "--output_dir=run", f"--teacher_weights={weights}"])
+    flags = ["--output_dir=run", f"--teacher_weights={weights}", f"--data_dir={tmp_path}"]
+    config = parse([f"--flagfile={path}", *flags])
     assert isinstance(config, Config)
 
 
@@ -132,7 +133,6 @@ def test_order_names_what_is_binary(order, steps):
         "--pad_values=2",
         "--lighting=-0.1",
         "--teacher=/no/such/run",
-        "--teacher_weights=/no/such/file",
         "--flagfile=/no/such/file.cfg",
         "--run=/no/such/run",
         "--tflite=/no/such/file.tflite",
@@ -141,7 +141,7 @@ def test_order_names_what_is_binary(order, steps):
 )
 def test_wrong_flags_name_themselves_and_what_was_expected(flag):
     with pytest.raises(UsageError) as caught:
-        parse(["--output_dir=x", "--batch_size=64", flag])
+        parse(["--output_dir=x", "--teacher=self", "--batch_size=64", flag])
     message = str(caught.value)
     assert "\n" not in message
     assert flag.split("=")[0].lstrip("-") in message
@@ -154,6 +154,7 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
         (["--output_dir=x", "stray"], "stray"),
         (["--output_dir=x", "--teacher=resnet34"], "--teacher_weights"),
         (["--output_dir=x", "--teacher=ResNet50"], "--teacher_weights"),
+        (["--output_dir=x", "--teacher=resnet34", "--teacher_weights=gone"], "--teacher_weights"),
         (["--output_dir=x", "--teacher=self", "--model=QuickNet", "--width=0.5"], "--model"),
         (["--output_dir=x", "--teacher=self", "--model=resnet34"], "--order"),
         (

@@ -174,18 +174,22 @@ def test_switch_takes_other_orders():
 
 
 def test_switch_reloads_the_best_weights(tmp_path):
-    model = compiled(optimizers.Adam(0.01))
-    path = tmp_path / "best.weights.h5"
-    model.save_weights(path)
-    best = model.get_weights()
-    found = []
+    path = str(tmp_path / "best.weights.h5")
+    found = {}
 
     class Watch(tf.keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            found.append(self.model.get_weights())
+            found[epoch] = self.model.get_weights()
 
-    fit(model, [callbacks.TwoStepSwitch(1, reload=str(path)), Watch()], 2)
-    for old, new in zip(best, found[1], strict=True):
+    class FirstEpoch(tf.keras.callbacks.ModelCheckpoint):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                super().on_epoch_end(epoch, logs)
+
+    best = FirstEpoch(path, save_weights_only=True)
+    switch = callbacks.TwoStepSwitch(2, reload=path)
+    fit(compiled(optimizers.Adam(0.01)), [best, switch, Watch()], 3)
+    for old, new in zip(found[1], found[2], strict=True):
         np.testing.assert_array_equal(old, new)
 
 

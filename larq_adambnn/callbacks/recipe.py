@@ -28,7 +28,7 @@ def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
 
 
 def _positive_ints(name: str, values) -> tuple[int, ...]:
-    values = (values,) if isinstance(values, int) else tuple(values)
+    values = tuple(values) if isinstance(values, list | tuple) else (values,)
     if not values or any(not isinstance(v, int) or v < 1 for v in values):
         raise ValueError(f"Expected {name} to be positive integers. Received: {name}={values}")
     return values
