@@ -23,7 +23,6 @@ from larq_adambnn.runs import replace_file
 
 __all__ = [
     "count_zeros",
-    "load_checkpoint",
     "load_state_dict",
     "load_torch",
     "save_torch",
@@ -193,18 +192,6 @@ def load_state_dict(model: tf.keras.Model, state_dict: Mapping[str, np.ndarray])
     for name, layer in counters.items():
         layer.num_batches_tracked = int(arrays.get(name, 0))
     return model
-
-
-def load_checkpoint(model: tf.keras.Model, path: str | os.PathLike) -> tf.keras.Model:
-    """Gives a model the weights in a .pth file: `load_torch`, then `load_state_dict`.
-
-    Raises:
-        ImportError, ValueError, OSError: as those do; the messages name the file.
-    """
-    try:
-        return load_state_dict(model, load_torch(path))
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
 
 
 def to_state_dict(

@@ -95,7 +95,7 @@ def _resnet34(config: Config, dataset: Dataset) -> tf.keras.Model:
     model = models.resnet34(dataset.input_shape, len(dataset.class_names))
     try:
         return checkpoints.load_state_dict(model, checkpoints.load_torch(config.teacher_weights))
-    except ValueError as error:
+    except (ImportError, OSError, ValueError) as error:
         raise UsageError(f"--teacher_weights: {error}") from None
 
 

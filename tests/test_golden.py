@@ -60,6 +60,7 @@ def assert_logits(model, golden):
 
 def test_teacher(float64):
     model, state_dict, golden = loaded("resnet34")
+    assert sum(v.shape.num_elements() for v in model.trainable_variables) == 21_797_672
     assert_same_bits(checkpoints.to_state_dict(model), state_dict)
     assert_logits(model, golden)
 
