@@ -15,6 +15,8 @@ _MODES = {
     "export": "larq_adambnn.export:main",
     "import": "larq_adambnn.importing:main",
     "summary": "larq_adambnn.models:main",
+    "analyze": "larq_adambnn.analysis.analyze:main",
+    "study": "larq_adambnn.analysis.study:main",
 }
 
 

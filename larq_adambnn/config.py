@@ -46,6 +46,8 @@ MODES = (
     "export",
     "import",
     "summary",
+    "analyze",
+    "study",
 )
 
 # larq-zoo's networks with binary weights
@@ -100,18 +102,46 @@ class Config:
         defines_run=False,
     )
     pad_values: int = _flag(0, "What pads binary inputs: 0 as published, or 1.", choices=(0, 1))
+    stem_stride: int = _flag(
+        0, "Stride of a ReActNet's stem; 0: 2, and 1 for images under 64 pixels.", choices=(0, 1, 2)
+    )
 
     # Data
-    dataset: str = _flag("imagenet2012", "digits, or any TFDS image-classification name.")
-    data_dir: str = _flag("", "Where the data set is or is prepared.", defines_run=False)
+    dataset: str = _flag(
+        "imagenet2012",
+        "digits, image_folder (train/CLASS/*, val/CLASS/*), idx (MNIST's files), or a TFDS name, "
+        "with :SPLIT if another split or part than train is to be trained on.",
+    )
+    data_dir: str = _flag(
+        "", "Where the data set is or, for a TFDS name, is prepared.", defines_run=False
+    )
+    bad_images: str = _flag(
+        "error",
+        "What an unusable image does: error stops with its name, skip reads everything once "
+        "before the training and leaves out, counts and lists what cannot be used.",
+        choices=("error", "skip"),
+    )
     crop: str = _flag(
         "random_resized",
         "Training crop: random_resized (ImageNet), padded (shift by up to 1/8) or none.",
         choices=("random_resized", "padded", "none"),
     )
     flip: bool = _flag(True, "Flip training images horizontally at random.")
-    lighting: float = _flag(
-        0.1, "Standard deviation of the PCA lighting, on 0..1 values; 0 turns it off.", lower=0
+    lighting: float = _flag(0.1, "Standard deviation of the PCA lighting; 0 is off.", lower=0)
+    lighting_range: int = _flag(
+        1,
+        "Lighting is added to values on 0..1 or, as in the published code, 0..255.",
+        choices=(1, 255),
+    )
+    randaugment: int = _flag(0, "Operations of RandAugment an image; 0 is off.", lower=0, upper=14)
+    randaugment_magnitude: int = _flag(9, "Strength of RandAugment.", lower=0, upper=30)
+    mixup: float = _flag(
+        0.0,
+        "Beta(a, a) parameter of mixup; 0 is off. Needs a teacher, which sees the mixture.",
+        lower=0,
+    )
+    cutmix: float = _flag(
+        0.0, "Beta(a, a) parameter of cutmix; 0 is off. Needs a teacher, as mixup does.", lower=0
     )
 
     # Recipe
@@ -185,6 +215,13 @@ class Config:
     checkpoint_steps: int = _flag(
         0,
         "Steps between checkpoints, besides those at each epoch; 0: none.",
+        lower=0,
+        defines_run=False,
+    )
+    snapshots: int = _flag(
+        2,
+        "Weights kept of each step for --mode=analyze, evenly spaced from its first epoch to its "
+        "last (with the initial ones); 0: none.",
         lower=0,
         defines_run=False,
     )
@@ -273,7 +310,26 @@ def check(config: Config) -> Config:
         f"--model: {config.model} of larq-zoo has one width and padding; expected --width=1 and "
         "--pad_values=0",
     )
+    _require(
+        config.stem_stride == 0 or config.model.startswith("reactnet"),
+        f"--stem_stride: expected 0, as only the ReActNets have it; received {config.stem_stride} "
+        f"for --model={config.model}",
+    )
     _require(bool(config.dataset), "--dataset: expected a data set name; received nothing")
+    _require(
+        config.dataset not in ("image_folder", "idx") or bool(config.data_dir),
+        f"--data_dir: expected the directory of --dataset={config.dataset}; received nothing",
+    )
+    _require(
+        not (config.mixup or config.cutmix) or config.loss == "distribution",
+        "--loss: expected distribution with --mixup or --cutmix, since only the teacher knows "
+        f"what a mixture shows; received {config.loss}",
+    )
+    _require(
+        not (config.mixup or config.cutmix) or config.batch_size % 2 == 0,
+        "--batch_size: expected an even number with --mixup or --cutmix, which mix pairs; "
+        f"received {config.batch_size}",
+    )
     mode = config.mode
     if mode in ("train", "import"):
         _require(bool(config.output_dir), "--output_dir: expected a directory for the run")

@@ -4,13 +4,13 @@ import contextlib
 import csv
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import filelock
 
 from larq_adambnn.config import Config, UsageError, load_run
 
-__all__ = ["COLUMNS", "Run", "open_run", "replace_file"]
+__all__ = ["COLUMNS", "Run", "open_run", "read_rows", "replace_file", "write_rows"]
 
 # Columns of metrics.csv, one row an epoch
 COLUMNS = (
@@ -27,6 +27,13 @@ COLUMNS = (
     "c2i_ratio",
     "seconds",
     "images_per_second",
+    "c2i_step_ratio",
+    "saturation",
+    "cam",
+    "sdam",
+    "dead_weights",
+    "gradient_norm",
+    "update_size",
 )
 
 
@@ -44,6 +51,10 @@ class Run:
         self.export = self.directory / "export.json"
         self.report = self.directory / "report.md"
         self.plots = self.directory / "plots"
+        self.measurements = self.directory / "measurements.csv"
+        self.snapshots = self.checkpoints / "snapshots"
+        self.analysis = self.directory / "analysis.json"
+        self.left_out = self.directory / "left_out.json"
 
     def weights(self, step: int) -> pathlib.Path:
         """The student's weights at the end of a step (1 or 2), in Keras's HDF5 format."""
@@ -55,20 +66,30 @@ class Run:
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The rows of metrics.csv; empty cells are left out."""
-        if not self.metrics.is_file():
-            return []
-        with self.metrics.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(self.metrics)
         return [{key: float(value) for key, value in row.items() if value} for row in rows]
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
         """Replaces metrics.csv, whole or not at all."""
-        with replace_file(self.metrics) as path, path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="")
-            writer.writeheader()
-            for row in rows:
-                integers = {name: int(row[name]) for name in ("step", "epoch")}
-                writer.writerow({**row, **integers})
+        integers = ("step", "epoch")
+        rows = [{**row, **{name: int(row[name]) for name in integers}} for row in rows]
+        write_rows(self.metrics, COLUMNS, rows)
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:
+    """Replaces a CSV file, whole or not at all; what a row lacks is left empty."""
+    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @contextlib.contextmanager

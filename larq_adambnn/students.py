@@ -21,6 +21,7 @@ def build_student(config: Config, dataset: Dataset) -> tf.keras.Model:
         num_classes=len(dataset.class_names),
         width=config.width,
         pad_values=config.pad_values,
+        stem_stride=config.stem_stride,
         sync_batch_norm=config.sync_batch_norm,
     )
 

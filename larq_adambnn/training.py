@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import os
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from larq_adambnn import (
     strategies,
     teachers,
 )
+from larq_adambnn.analysis import recording
 from larq_adambnn.config import Config, UsageError
 from larq_adambnn.data import Dataset
 from larq_adambnn.resume import Checkpoint
@@ -74,10 +76,10 @@ def _fit(config: Config, run: Run, dataset: Dataset) -> None:
     model = _compiled(config, dataset, teacher)
     average = [callbacks.AverageWeights(config.ema)] if config.ema else []
     log = _Log(run, config, dataset, epochs, *average)
+    recorder = recording.Recorder(run, config, dataset)
     stateful = [
         *average,
-        callbacks.FlipFlopRatio(),
-        callbacks.CorrelationToInitialization(),
+        *recorder.measurements,
         log,
     ]
     checkpoint = Checkpoint(
@@ -95,7 +97,7 @@ def _fit(config: Config, run: Run, dataset: Dataset) -> None:
             initial_epoch=first_epoch,
             steps_per_epoch=dataset.steps_per_epoch,
             validation_data=test,
-            callbacks=[*_recipe(config, run, epochs), *stateful, checkpoint],
+            callbacks=[*_recipe(config, run, epochs), *stateful, recorder, checkpoint],
             verbose=1 if sys.stdout.isatty() and strategies.is_chief(strategy) else 0,
         )
     strategies.wait_for_all(strategy)  # the files that the chief wrote are there now
@@ -180,8 +182,8 @@ def _explained(checkpoint: Checkpoint):
             f"training: expected a finite loss; received another at step "
             f"{checkpoint.global_step + 1}. {checkpoint.last()}"
         ) from error
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, RuntimeError) as error:  # h5py raises the latter
+        if os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise UsageError(
             f"--output_dir: no space left on the device of {checkpoint.directory}. "

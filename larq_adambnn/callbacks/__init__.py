@@ -1,6 +1,13 @@
 """The recipe and the paper's measurements as Keras callbacks, for any `model.fit`."""
 
-from larq_adambnn.callbacks.measurements import CorrelationToInitialization, FlipFlopRatio
+from larq_adambnn.callbacks.measurements import (
+    ActivationSaturation,
+    CorrelationToInitialization,
+    FlipFlopRatio,
+    Gradients,
+    KernelMagnitude,
+    UpdateSize,
+)
 from larq_adambnn.callbacks.recipe import (
     AverageWeights,
     LinearDecay,
@@ -9,10 +16,14 @@ from larq_adambnn.callbacks.recipe import (
 )
 
 __all__ = [
+    "ActivationSaturation",
     "AverageWeights",
     "CorrelationToInitialization",
     "FlipFlopRatio",
+    "Gradients",
+    "KernelMagnitude",
     "LinearDecay",
     "TwoStepSwitch",
+    "UpdateSize",
     "WeightDecaySchedule",
 ]

@@ -1,75 +1,183 @@
-"""The paper's measurements as Keras callbacks, for any `model.fit`.
+"""The paper's measurements as Keras callbacks, for any `model.fit` of Larq layers.
 
-Each adds its figures to the logs of the epoch.  Those that a resumed epoch needs more
-from have `get_state` and `set_state`, dictionaries of arrays.
+Each adds its total to the logs of the epoch and keeps the figures of every binary layer
+in `by_layer`, {column: {layer: value}}, until the next epoch.  Those that a resumed
+epoch needs more from have `get_state` and `set_state`, dictionaries of arrays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from larq_adambnn import layers
+from larq_adambnn.quantizers import Switchable
 
-__all__ = ["CorrelationToInitialization", "FlipFlopRatio"]
-
-
-def _binary_kernels(model) -> list[tf.Variable]:
-    """The latent weights of every binary layer."""
-    return [kernel for _, kernel in layers.switches(model, layers.KERNELS)]
-
-
-def _latent_signs(kernels) -> list[tf.Tensor]:
-    """Whether each latent weight is 0 or more, which is the sign of its binary weight."""
-    return [tf.greater_equal(kernel, 0) for kernel in kernels]
-
-
-def _count(kernels) -> int:
-    return sum(kernel.shape.num_elements() for kernel in kernels)
+__all__ = [
+    "ActivationSaturation",
+    "CorrelationToInitialization",
+    "FlipFlopRatio",
+    "Gradients",
+    "KernelMagnitude",
+    "UpdateSize",
+    "absolute_means",
+    "binary_kernels",
+    "visit_binary_inputs",
+]
 
 
-class FlipFlopRatio(tf.keras.callbacks.Callback):
+def absolute_means(values: np.ndarray) -> np.ndarray:
+    """CAM: the mean absolute value of each output channel (AdamBNN, section 4.1).
+
+    Args:
+        values: weights or their updates, output channels on the last axis.
+
+    Returns:
+        Array of one value a channel; its standard deviation is the SDAM.
+    """
+    return np.abs(values).mean(axis=tuple(range(values.ndim - 1)))
+
+
+def _is_binary(quantizer) -> bool:
+    """Whether a quantizer makes 1-bit values, or can be switched to."""
+    return isinstance(quantizer, Switchable) or getattr(quantizer, "precision", None) == 1
+
+
+def binary_kernels(model: tf.keras.Model) -> dict[str, tf.Variable]:
+    """The latent weights of every binary layer by the layer's name, in the network's order.
+
+    The second kernel of a layer with two, and layers of the same name in nested models,
+    get a number after the name.
+    """
+    found: dict[str, tf.Variable] = {}
+    for layer in model._flatten_layers():
+        for quantizer, kernel in layers.KERNELS.items():
+            if _is_binary(getattr(layer, quantizer, None)) and hasattr(layer, kernel):
+                found[_new_name(layer.name, found)] = getattr(layer, kernel)
+    return found
+
+
+def _new_name(name: str, taken) -> str:
+    number, new = 2, name
+    while new in taken:
+        new = f"{name}_{number}"
+        number += 1
+    return new
+
+
+def visit_binary_inputs(
+    model: tf.keras.Model, images: tf.Tensor, visit: Callable[[str, tf.Tensor], None]
+) -> None:
+    """Runs a model in inference mode and shows every binary layer's input to a function.
+
+    Args:
+        model: any model of Larq layers, nested or subclassed ones too.
+        images: batch (B, H, W, C) for it.
+        visit: called with the layer's name and the real values (float32) that its
+            input quantizer is about to get, or would if it were on.
+    """
+    watched: dict[str, tf.keras.layers.Layer] = {}
+    for layer in model._flatten_layers():
+        if _is_binary(getattr(layer, "input_quantizer", None)):
+            watched[_new_name(layer.name, watched)] = layer
+
+    def watching(name, call):
+        def watched_call(inputs, *args, **kwargs):
+            visit(name, tf.cast(inputs, tf.float32))
+            return call(inputs, *args, **kwargs)
+
+        return watched_call
+
+    try:
+        for name, layer in watched.items():
+            # Past Keras's __setattr__, which would track the function.
+            object.__setattr__(layer, "call", watching(name, layer.call))
+        model(images, training=False)
+    finally:
+        for layer in watched.values():
+            vars(layer).pop("call", None)
+
+
+def _size(variable) -> int:
+    return variable.shape.num_elements()
+
+
+def _weighted_mean(by_layer: Mapping[str, float], kernels: Mapping[str, tf.Variable]) -> float:
+    """Mean over layers, each counting with its number of weights."""
+    sizes = {name: _size(kernel) for name, kernel in kernels.items()}
+    return sum(by_layer[n] * sizes[n] for n in by_layer) / max(1, sum(sizes.values()))
+
+
+class _Measurement(tf.keras.callbacks.Callback):
+    """A callback with the figures of each layer of the last epoch it measured."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_layer: dict[str, dict[str, float]] = {}
+
+    def _log(self, logs, column: str, by_layer: dict[str, float], total: float) -> None:
+        self.by_layer[column] = by_layer
+        if logs is not None:
+            logs[column] = total
+
+
+class FlipFlopRatio(_Measurement):
     """Logs `ff_ratio`: the share of binary weights that change sign in an iteration.
 
     ``sum |sign(w_t+1) - sign(w_t)| / 2`` over all binary weights, divided by their
-    number and averaged over the iterations of the epoch (AdamBNN, equation 5).
-    It reads the latent weights, so scaled signs count like plain ones and step 1 is
-    measured too.
+    number and averaged over the iterations of the epoch (AdamBNN, equation 5); in
+    `by_layer` the same over the weights of one layer.  It reads the latent weights, so
+    scaled signs count like plain ones and step 1 is measured too; sign(0) is +1.
+
+    Raises:
+        ValueError: at the start of `fit`, when the model runs several steps at once
+            (`steps_per_execution`), between which weights flip unseen.
     """
 
     def on_train_begin(self, logs=None):
-        self._kernels = _binary_kernels(self.model)
-        self._signs = [tf.Variable(sign, trainable=False) for sign in _latent_signs(self._kernels)]
-        self._flips = tf.Variable(0, dtype=tf.int64, trainable=False)
+        steps = int(tf.keras.backend.get_value(self.model._steps_per_execution))
+        if steps != 1:
+            raise ValueError(f"Expected steps_per_execution=1. Received: {steps}")
+        self._kernels = binary_kernels(self.model)
+        self._signs = [tf.Variable(k >= 0, trainable=False) for k in self._kernels.values()]
+        self._flips = tf.Variable(
+            tf.zeros(len(self._kernels), tf.int64), trainable=False, name="flips"
+        )
         self._iterations = 0
+        self._update = tf.function(self._count)
 
-        @tf.function
-        def update():
-            flips = tf.constant(0, tf.int64)
-            for sign, new in zip(self._signs, _latent_signs(self._kernels), strict=True):
-                flips += tf.math.count_nonzero(tf.not_equal(sign, new))
-                sign.assign(new)
-            self._flips.assign_add(flips)
-
-        self._update = update
+    def _count(self):
+        flips = []
+        for sign, kernel in zip(self._signs, self._kernels.values(), strict=True):
+            new = kernel >= 0
+            flips.append(tf.math.count_nonzero(tf.not_equal(sign, new), dtype=tf.int32))
+            sign.assign(new)
+        self._flips.assign_add(tf.cast(tf.stack(flips), tf.int64))
 
     def on_epoch_begin(self, epoch, logs=None):
-        for sign, new in zip(self._signs, _latent_signs(self._kernels), strict=True):
-            sign.assign(new)
-        self._flips.assign(0)
-        self._iterations = 0
+        self._begun = False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self._begun and self._kernels:  # other callbacks may set weights before
+            for sign, kernel in zip(self._signs, self._kernels.values(), strict=True):
+                sign.assign(kernel >= 0)
+        self._begun = True
 
     def on_train_batch_end(self, batch, logs=None):
-        self._update()
+        if self._kernels:
+            self._update()
         self._iterations += 1
 
     def on_epoch_end(self, epoch, logs=None):
-        if logs is not None:
-            weights = max(1, _count(self._kernels) * self._iterations)
-            logs["ff_ratio"] = int(self._flips.numpy()) / weights
+        flips = dict(zip(self._kernels, self._flips.numpy().tolist(), strict=True))
+        iterations = max(1, self._iterations)
+        ratios = {n: flips[n] / (_size(k) * iterations) for n, k in self._kernels.items()}
+        self._log(logs, "ff_ratio", ratios, _weighted_mean(ratios, self._kernels))
+        self._flips.assign(tf.zeros_like(self._flips))
+        self._iterations = 0
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """What a resumed epoch needs to go on."""
+        """The flips so far in the epoch."""
         return {"flips": self._flips.numpy(), "iterations": np.int64(self._iterations)}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
@@ -77,30 +185,267 @@ class FlipFlopRatio(tf.keras.callbacks.Callback):
         self._iterations = int(state["iterations"])
 
 
-class CorrelationToInitialization(tf.keras.callbacks.Callback):
-    """Logs `c2i_ratio`: the share of binary weights with the sign they started with.
+class CorrelationToInitialization(_Measurement):
+    """Logs `c2i_ratio` and `c2i_step_ratio`: the share of binary weights with their old sign.
 
-    ``1 - sum |sign(w) - sign(w_init)| / 2`` over the number of binary weights, against
-    the weights at the start of the training (AdamBNN, equation 6; the factor 1/2 that
-    the paper prints contradicts its own table and is left out).
+    ``1 - sum |sign(w) - sign(w_init)| / 2`` over the number of binary weights (AdamBNN,
+    equation 6; the factor 1/2 that the paper prints contradicts its own table and is
+    left out).  `c2i_ratio` is against the weights at the start of the training,
+    `c2i_step_ratio` against those at the start of the step, which is the epoch in
+    which other things became binary.
     """
 
     def on_train_begin(self, logs=None):
-        self._kernels = _binary_kernels(self.model)
-        self._initial = self._bits()
+        self._kernels = binary_kernels(self.model)
+        self._initial = {"run": self._bits(), "step": self._bits()}
+        self._form = self._binarization()
 
-    def _bits(self) -> np.ndarray:
-        signs = [sign.numpy().ravel() for sign in _latent_signs(self._kernels)]
-        return np.packbits(np.concatenate(signs)) if signs else np.zeros(0, np.uint8)
+    def _bits(self) -> list[np.ndarray]:
+        return [np.packbits(kernel.numpy() >= 0) for kernel in self._kernels.values()]
+
+    def _binarization(self) -> list[bool]:
+        """What is binary now, quantizer by quantizer."""
+        quantizers = [
+            getattr(layer, name, None)
+            for layer in self.model._flatten_layers()
+            for name in ("input_quantizer", *layers.KERNELS)
+        ]
+        return [quantizer.precision == 1 for quantizer in quantizers if _is_binary(quantizer)]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._begun = False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._begun:
+            return
+        self._begun = True  # other callbacks may switch the model before the first batch
+        form = self._binarization()
+        if form != self._form:
+            self._form, self._initial["step"] = form, self._bits()
 
     def on_epoch_end(self, epoch, logs=None):
-        if logs is not None:
-            changed = np.unpackbits(self._bits() ^ self._initial).sum(dtype=np.int64)
-            logs["c2i_ratio"] = 1 - int(changed) / max(1, _count(self._kernels))
+        now = self._bits()
+        for column, start in (("c2i_ratio", "run"), ("c2i_step_ratio", "step")):
+            ratios = {
+                name: 1 - int(np.unpackbits(old ^ new).sum(dtype=np.int64)) / _size(kernel)
+                for (name, kernel), old, new in zip(
+                    self._kernels.items(), self._initial[start], now, strict=True
+                )
+            }
+            self._log(logs, column, ratios, _weighted_mean(ratios, self._kernels))
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The signs at the start of the training, as bits."""
-        return {"initial": self._initial}
+        """The signs at the start of the training and of the step, as bits."""
+        bits = {
+            f"{start}/{index}": layer
+            for start, by_layer in self._initial.items()
+            for index, layer in enumerate(by_layer)
+        }
+        return {**bits, "form": np.array(self._form)}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        self._initial = state["initial"]
+        for start, by_layer in self._initial.items():
+            self._initial[start] = [state[f"{start}/{index}"] for index in range(len(by_layer))]
+        self._form = state["form"].tolist()
+
+
+class ActivationSaturation(_Measurement):
+    """Logs `saturation`: the share of the binary layers' inputs outside [-1, 1].
+
+    Where |x| > 1 the sign of the input has no gradient (AdamBNN, section 4.1).  The
+    inputs are those of a fixed batch in inference mode, after the shift of an RSign;
+    the total is over the inputs of all layers.
+
+    Args:
+        images: the batch, (B, H, W, C) as the model takes it.
+        every: epochs between measurements; the first epoch of a `fit` is measured.
+    """
+
+    def __init__(self, images, *, every: int = 1):
+        super().__init__()
+        self.images = tf.convert_to_tensor(images)
+        self.every = every
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch % self.every:
+            return
+        saturated: dict[str, tf.Tensor] = {}
+        inputs: dict[str, int] = {}
+
+        def count(name, x):
+            outside = tf.math.count_nonzero(tf.abs(x) > 1)
+            saturated[name] = saturated.get(name, 0) + outside
+            inputs[name] = inputs.get(name, 0) + _size(x)
+
+        visit_binary_inputs(self.model, self.images, count)
+        shares = {name: int(count) / inputs[name] for name, count in saturated.items()}
+        total = sum(int(count) for count in saturated.values()) / max(1, sum(inputs.values()))
+        self._log(logs, "saturation", shares, total)
+
+
+class KernelMagnitude(_Measurement):
+    """Logs `cam` and `sdam` of the latent weights (AdamBNN, section 4.1).
+
+    A channel's CAM is the mean absolute value of its weights, see `absolute_means`.  In
+    `by_layer`, `cam` is the mean and `sdam` the standard deviation of a layer's CAMs;
+    the totals are their means over the layers.
+    """
+
+    def on_epoch_end(self, epoch, logs=None):
+        means = {
+            name: absolute_means(kernel.numpy())
+            for name, kernel in binary_kernels(self.model).items()
+        }
+        for column, statistic in (("cam", np.mean), ("sdam", np.std)):
+            values = {name: float(statistic(cams)) for name, cams in means.items()}
+            self._log(logs, column, values, sum(values.values()) / max(1, len(values)))
+
+
+class UpdateSize(_Measurement):
+    """Logs `update_size`: the mean ``|w_t+1 - w_t|`` of the latent weights.
+
+    Averaged over every so many iterations of the epoch, beginning with its first, and
+    over all weights; in `by_layer` over those of one layer.
+
+    Args:
+        every: iterations from one measured to the next.
+    """
+
+    def __init__(self, *, every: int = 10):
+        super().__init__()
+        self.every = every
+
+    def on_train_begin(self, logs=None):
+        self._kernels = binary_kernels(self.model)
+        self._sums = np.zeros(len(self._kernels))
+        self._iterations = 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch % self.every == 0:
+            self._before = [tf.identity(kernel) for kernel in self._kernels.values()]
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch % self.every == 0:
+            pairs = zip(self._kernels.values(), self._before, strict=True)
+            self._sums += [tf.reduce_mean(tf.abs(new - old)).numpy() for new, old in pairs]
+            self._iterations += 1
+            self._before = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        sizes = dict(zip(self._kernels, self._sums / max(1, self._iterations), strict=True))
+        sizes = {name: float(size) for name, size in sizes.items()}
+        self._log(logs, "update_size", sizes, _weighted_mean(sizes, self._kernels))
+        self._sums = np.zeros(len(self._kernels))
+        self._iterations = 0
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """The update sizes so far in the epoch."""
+        return {"sums": self._sums, "iterations": np.int64(self._iterations)}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        self._sums, self._iterations = state["sums"].copy(), int(state["iterations"])
+
+
+class Gradients(_Measurement):
+    """Logs `gradient_norm` and `dead_weights` of the latent weights.
+
+    Both are of the loss's gradient as the optimizer gets it: summed over replicas,
+    unscaled, before any weight decay.  `gradient_norm` is the root of the mean over
+    the iterations of the epoch of its squared L2 norm.  `dead_weights` is the share of
+    weights whose gradient is exactly 0 in every iteration of the epoch: those that stay
+    outside the clip of their sign's gradient, |w| > 1, or that only meet saturated
+    activations.
+
+    It watches the optimizer's updates from inside the traced training function.
+    """
+
+    def on_train_begin(self, logs=None):
+        self._kernels = binary_kernels(self.model)
+        kernels = self._kernels.values()
+        self._index = {_key(kernel): index for index, kernel in enumerate(kernels)}
+        self._squares = [tf.Variable(0.0, trainable=False) for _ in kernels]
+        self._counts = [tf.Variable(0, dtype=tf.int64, trainable=False) for _ in kernels]
+        self._alive = [tf.Variable(tf.zeros(k.shape, tf.bool), trainable=False) for k in kernels]
+        self._watched = _watch_updates(self.model.optimizer, self._observe)
+        layers.retrace(self.model)  # a function traced in an earlier fit would not see it
+
+    def on_train_end(self, logs=None):
+        for restore in self._watched:
+            restore()
+        layers.retrace(self.model)
+
+    def _observe(self, gradient, variable):
+        index = self._index.get(_key(variable))
+        if index is None:
+            return
+        gradient = tf.cast(gradient, tf.float32)
+        self._squares[index].assign_add(2 * tf.nn.l2_loss(gradient))
+        self._counts[index].assign_add(1)
+        alive = self._alive[index]
+        alive.assign(tf.logical_or(alive, tf.cast(gradient, tf.bool)))
+
+    def on_epoch_end(self, epoch, logs=None):
+        names = list(self._kernels)
+        squares = [
+            float(square.numpy()) / max(1, int(count.numpy()))
+            for square, count in zip(self._squares, self._counts, strict=True)
+        ]
+        norms = {name: square**0.5 for name, square in zip(names, squares, strict=True)}
+        self._log(logs, "gradient_norm", norms, sum(squares) ** 0.5)
+        dead = [1 - float(np.mean(alive.numpy())) for alive in self._alive]
+        dead = dict(zip(names, dead, strict=True))
+        self._log(logs, "dead_weights", dead, _weighted_mean(dead, self._kernels))
+        for variable in (*self._squares, *self._counts, *self._alive):
+            variable.assign(tf.zeros_like(variable))
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """The norms so far in the epoch, and which weights have had a gradient, as bits."""
+        return {
+            "squares": np.array([square.numpy() for square in self._squares], np.float32),
+            "counts": np.array([count.numpy() for count in self._counts], np.int64),
+            **{f"alive/{i}": np.packbits(alive.numpy()) for i, alive in enumerate(self._alive)},
+        }
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        for index, alive in enumerate(self._alive):
+            self._squares[index].assign(state["squares"][index])
+            self._counts[index].assign(state["counts"][index])
+            bits = np.unpackbits(state[f"alive/{index}"], count=_size(alive))
+            alive.assign(bits.reshape(alive.shape).astype(bool))
+
+
+def _key(variable) -> str:
+    """The same for a variable and for its copies on several devices."""
+    container = getattr(variable, "_distributed_container", None)
+    return (variable if container is None else container())._unique_id
+
+
+def _watch_updates(optimizer, observe: Callable) -> list[Callable[[], None]]:
+    """Has a function called with the gradient and the variable of every update.
+
+    Works with Keras's optimizers, its legacy ones and Larq's, which it changes in place.
+
+    Returns:
+        Functions that undo it.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    undo = []
+    for part in getattr(optimizer, "optimizers", [optimizer]):  # of Larq's CaseOptimizer
+        legacy = isinstance(part, tf.keras.optimizers.legacy.Optimizer)
+        name = "_resource_apply_dense" if legacy else "update_step"
+        undo.append(_wrap(part, name, observe))
+        if getattr(part, "jit_compile", False):  # its compiled updates outlive a fit
+            part.jit_compile = False
+            undo.append(lambda part=part: setattr(part, "jit_compile", True))
+    return undo
+
+
+def _wrap(instance, name: str, observe: Callable) -> Callable[[], None]:
+    method = getattr(instance, name)
+
+    def observed(gradient, variable, *args, **kwargs):
+        observe(gradient, variable)
+        return method(gradient, variable, *args, **kwargs)
+
+    setattr(instance, name, observed)
+    return lambda: vars(instance).pop(name, None)

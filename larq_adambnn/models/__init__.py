@@ -29,6 +29,7 @@ def build(
     num_classes: int,
     width: float = 1.0,
     pad_values: float = 0.0,
+    stem_stride: int = 0,
     sync_batch_norm: bool = False,
 ) -> tf.keras.Model:
     """The network of a name as --model takes it; larq-zoo's have no width and padding to choose.
@@ -39,8 +40,10 @@ def build(
     if name in ZOO:
         model = zoo(name, input_shape, num_classes)
     elif name in _NETWORKS:
-        binary = {} if name == "resnet34" else {"pad_values": pad_values}
-        model = _NETWORKS[name](input_shape, num_classes, width, **binary)
+        options = {} if name == "resnet34" else {"pad_values": pad_values}
+        if stem_stride:
+            options["stem_stride"] = stem_stride
+        model = _NETWORKS[name](input_shape, num_classes, width, **options)
     else:
         names = ", ".join([*_NETWORKS, *ZOO])
         raise ValueError(f"Expected one of {names}. Received: name={name!r}")
@@ -63,5 +66,6 @@ def main(config: Config) -> None:
             num_classes=len(class_names),
             width=config.width,
             pad_values=config.pad_values,
+            stem_stride=config.stem_stride,
         )
     )
