@@ -49,16 +49,15 @@ class Distiller(tf.keras.Model):
         self._teach = None if teacher is None else lambda images: teacher(images)
         self.label_weight = label_weight
         self.microbatches = microbatches
+        self.distribute_reduction_method = "first"  # metrics are those of all replicas already
         self._loss = tf.keras.metrics.Mean("loss")
-        self._accuracy = [
-            tf.keras.metrics.SparseCategoricalAccuracy("accuracy"),
-            tf.keras.metrics.SparseTopKCategoricalAccuracy(5, "top5_accuracy"),
-        ]
+        self._top1 = tf.keras.metrics.Mean("accuracy")
+        self._top5 = tf.keras.metrics.Mean("top5_accuracy")
         student._fitted_by = weakref.WeakSet([self])  # so that `binarize(student)` reaches it
 
     @property
     def metrics(self):
-        return [self._loss, *self._accuracy]
+        return [self._loss, self._top1, self._top5]
 
     def call(self, inputs, training=None):
         return self.student(inputs, training=training)
@@ -126,5 +125,7 @@ class Distiller(tf.keras.Model):
     def _measure(self, labels, logits, loss) -> None:
         replicas = tf.cast(self.distribute_strategy.num_replicas_in_sync, loss.dtype)
         self._loss.update_state(loss * replicas, sample_weight=tf.shape(labels)[0])
-        for metric in self._accuracy:
-            metric.update_state(labels, logits)
+        best = tf.math.top_k(logits, min(5, logits.shape[-1])).indices
+        hits = tf.equal(tf.cast(best, labels.dtype), labels[:, tf.newaxis])
+        self._top1.update_state(hits[:, 0])
+        self._top5.update_state(tf.reduce_any(hits, axis=-1))

@@ -39,7 +39,8 @@ def network(input_shape, num_classes, width=1.0, *, pad_values=0.0):
         y = batch_norm(name=f"{block}_bn")(y)
         x = layers.RPReLU(name=f"{block}_rprelu")(tf.keras.layers.Add(name=f"{block}_add")([x, y]))
     x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    logits = tf.keras.layers.Dense(num_classes, name="classifier", dtype="float32")(x)
+    dtype = tf.keras.mixed_precision.global_policy().variable_dtype
+    logits = tf.keras.layers.Dense(num_classes, name="classifier", dtype=dtype)(x)
     return tf.keras.Model(images, logits, name="small")
 
 

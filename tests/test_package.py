@@ -1,5 +1,6 @@
 """Importing the package: Keras 2 is selected, or the error says what to do."""
 
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,10 @@ import pytest
 
 
 def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
 
 
 CHECK = (
