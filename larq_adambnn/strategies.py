@@ -90,19 +90,19 @@ def distribute(
     """(training, test) batches for `fit`, each worker reading its own part of every batch."""
     if strategy.num_replicas_in_sync == 1:
         return dataset.train(first_step), dataset.evaluation("test")
-    options = tf.distribute.InputOptions(experimental_fetch_to_device=True)
-    batch_size = dataset.config.batch_size // strategy.num_replicas_in_sync
+    size = dataset.config.batch_size // strategy.num_replicas_in_sync
 
-    def part(function):
-        def build(context):
-            index, count = context.input_pipeline_id, context.num_input_pipelines
-            return function(index, count)
+    def train(context):
+        part = (context.input_pipeline_id, context.num_input_pipelines)
+        return dataset.train(first_step, shard=part).rebatch(size)
 
-        return strategy.distribute_datasets_from_function(build, options)
+    def test(context):
+        batches = dataset.evaluation("test", size)
+        return batches.shard(context.num_input_pipelines, context.input_pipeline_id)
 
     return (
-        part(lambda index, count: dataset.train(first_step, batch_size, shard=(index, count))),
-        part(lambda index, count: dataset.evaluation("test", batch_size, shard=(index, count))),
+        strategy.distribute_datasets_from_function(train),
+        strategy.distribute_datasets_from_function(test),
     )
 
 
