@@ -23,6 +23,7 @@ def main(config: Config) -> None:
             num_classes=len(class_names),
             width=config.width,
             pad_values=config.pad_values,
+            stem_stride=config.stem_stride,
         )
         checkpoints.load_state_dict(model, state_dict)
     except (ImportError, OSError, ValueError) as error:

@@ -11,7 +11,7 @@ def scaled_sign(w: tf.Tensor) -> tf.Tensor:
     """Binary weights with one scale per output channel (ReActNet, section 3; XNOR-Net).
 
     Forward: ``s * sign(w)`` with ``s`` the mean of ``|w|`` over all axes but the
-    last, and ``sign(0) = +1``.  Gradient: ``dy`` where ``|w| <= 1``, else 0; none
+    last, and ``sign(0) = +1`` (PyTorch: 0).  Gradient: ``dy`` where ``|w| <= 1``, else 0; none
     flows through ``s``.  (``larq.quantizers.MagnitudeAwareSign`` has the same
     forward pass but multiplies the gradient by ``s``.)
 
