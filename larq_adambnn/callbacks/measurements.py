@@ -135,7 +135,7 @@ class FlipFlopRatio(_Measurement):
     """
 
     def on_train_begin(self, logs=None):
-        steps = int(tf.keras.backend.get_value(self.model._steps_per_execution))
+        steps = int(self.model._steps_per_execution.numpy())
         if steps != 1:
             raise ValueError(f"Expected steps_per_execution=1. Received: {steps}")
         self._kernels = binary_kernels(self.model)

@@ -78,7 +78,7 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
             _reset_optimizer(self.model)
 
     def _iterations(self) -> int:
-        return int(tf.keras.backend.get_value(self.model.optimizer.iterations))
+        return int(self.model.optimizer.iterations.numpy())
 
 
 def _reset_optimizer(model: tf.keras.Model) -> None:
@@ -168,8 +168,7 @@ class LinearDecay(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
-            rate = tf.keras.backend.get_value(self.model.optimizer.learning_rate)
-            logs["learning_rate"] = float(rate)
+            logs["learning_rate"] = float(self.model.optimizer.learning_rate.numpy())
 
     def rate(self, epoch: float) -> float:
         """Learning rate at a time, in epochs since the start of the training."""
