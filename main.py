@@ -15,6 +15,8 @@ _MODES = {
     "export": "larq_adambnn.export:main",
     "import": "larq_adambnn.importing:main",
     "summary": "larq_adambnn.models:main",
+    "benchmark": "larq_adambnn.benchmarks:main",
+    "check_data": "larq_adambnn.data.check:main",
     "analyze": "larq_adambnn.analysis.analyze:main",
     "study": "larq_adambnn.analysis.study:main",
 }
@@ -44,6 +46,10 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
+        bad_example = importlib.import_module("larq_adambnn.data").bad_example(error)
+        if bad_example:
+            print(f"error: {bad_example}", file=sys.stderr)
+            return 2
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {type(error).__name__}: {reason} (--debug shows more)", file=sys.stderr)
         return 1

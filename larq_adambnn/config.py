@@ -46,6 +46,8 @@ MODES = (
     "export",
     "import",
     "summary",
+    "benchmark",
+    "check_data",
     "analyze",
     "study",
 )
@@ -80,11 +82,45 @@ class Config:
     output_dir: str = _flag("", "Directory of the run.", defines_run=False)
     run: str = _flag("", "Run directory to evaluate, export or inspect.", defines_run=False)
     tflite: str = _flag("", "A .tflite file to evaluate instead of a run.", defines_run=False)
-    split: str = _flag("test", "Split to evaluate on.", defines_run=False)
+    split: str = _flag(
+        "test",
+        "Split to evaluate on: test (where there is none, validation), val, train, or a part of a "
+        "TFDS split such as train[90%:].",
+        defines_run=False,
+    )
+    benchmark: str = _flag(
+        "data",
+        "What --mode=benchmark measures.",
+        choices=("data", "train", "tflite"),
+        defines_run=False,
+    )
     source: str = _flag("", "PyTorch checkpoint (.pth) to import.")
     import_step: int = _flag(
         0, "Step of --order whose end the import is; 0: the last.", lower=0, upper=2
     )
+    resolution: int = _flag(
+        15,
+        "Points along each side of a loss surface of --mode=analyze.",
+        lower=3,
+        defines_run=False,
+    )
+    compare: tuple[str, ...] = _flag(
+        (), "Run directories that --mode=analyze compares the run with.", defines_run=False
+    )
+    study: str = _flag(
+        "",
+        "The paper's experiment that --mode=study repeats.",
+        choices=("", "optimizers", "weight_decay", "order", "learning_rate"),
+    )
+    sweep: str = _flag(
+        "",
+        "Directory of a finished learning_rate study; another study takes each optimizer's best "
+        "rate from it.",
+    )
+    seeds: int = _flag(
+        3, "Seeds of a study: --seed and those after it.", lower=1, defines_run=False
+    )
+    jobs: int = _flag(1, "Runs of a study at the same time.", lower=1, defines_run=False)
     debug: bool = _flag(False, "Show tracebacks.", defines_run=False)
 
     # Network
@@ -242,6 +278,10 @@ class Config:
         }[self.order]
         return (*first, (False, False) if self.order == "real_valued" else (True, True))
 
+    def given(self, *names: str) -> dict[str, str]:
+        """Those of some settings that are not empty, to change another config's with."""
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
     @staticmethod
     def defining() -> list[str]:
         """Names of the settings that make a run what it is."""
@@ -359,6 +399,21 @@ def check(config: Config) -> Config:
             or (config.microbatches == 1 and config.precision == "float32"),
             "--sync_batch_norm: expected --microbatches=1 and --precision=float32 with it",
         )
+    if mode == "analyze":
+        _require(
+            bool(config.run or config.output_dir),
+            "--run: expected the directory of a run to analyze",
+        )
+    if mode == "study":
+        _require(bool(config.study), "--study: expected the name of a study; received nothing")
+        _require(bool(config.output_dir), "--output_dir: expected a directory for the study")
+        _require(
+            not config.sweep or (pathlib.Path(config.sweep) / "study.csv").is_file(),
+            "--sweep: expected the directory of a learning_rate study (with study.csv); received "
+            f"{config.sweep!r}",
+        )
+    for run in config.compare:
+        _check_run(run, "compare")
     if mode in ("evaluate", "export"):
         _require(
             bool(config.run or config.output_dir or config.tflite),

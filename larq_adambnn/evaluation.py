@@ -14,9 +14,10 @@ __all__ = ["main"]
 def main(config: Config) -> None:
     """Prints top-1 and top-5 accuracy in percent."""
     directory = config.run or config.output_dir
-    run_config = load_run(directory, data_dir=config.data_dir) if directory else config
+    run_config = load_run(directory, **config.given("data_dir")) if directory else config
     dataset = data.load(run_config)
-    batches = dataset.evaluation(config.split)
+    split = dataset.split_name(config.split)
+    batches = dataset.evaluation(split)
     if config.tflite:
         predict, name = _tflite_predictor(pathlib.Path(config.tflite), dataset), config.tflite
     else:
@@ -29,7 +30,7 @@ def main(config: Config) -> None:
         top5 += int(np.sum(ranking[:, :5] == labels[:, np.newaxis]))
         images += len(labels)
     print(
-        f"{name}: {config.split} top-1 {100 * top1 / images:.2f} %, "
+        f"{name}: {split} top-1 {100 * top1 / images:.2f} %, "
         f"top-5 {100 * top5 / images:.2f} % of {images} images"
     )
 

@@ -86,9 +86,25 @@ def write(run: Run, config: Config) -> None:
             f"{export['check']['images']} test images; logits differ by at most "
             f"{export['check']['largest_difference']:.2g}",
         ]
+    lines += _left_out(run)
+    if run.analysis.is_file():
+        lines += ["", "## Analyses"]
+        for entry in json.loads(run.analysis.read_text(encoding="utf-8")):
+            lines += ["", f"![{entry['caption']}](plots/{entry['plot']})", "", entry["caption"]]
     lines += ["", "## Settings", "", "```", *config.lines(), "```", ""]
     with replace_file(run.report) as path:
         path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _left_out(run: Run) -> list[str]:
+    """What --bad_images=skip left out, of each split."""
+    if not run.left_out.is_file():
+        return []
+    lines = ["", "## Images left out", ""]
+    for split, problems in json.loads(run.left_out.read_text(encoding="utf-8")).items():
+        lines.append(f"- {split}: {len(problems):,}")
+        lines += [f"    - `{problem['name']}` {problem['reason']}" for problem in problems]
+    return lines
 
 
 def _curves(run: Run, config: Config, name: str, factor: float, label: str):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from larq_adambnn.config import Config, UsageError
 from larq_adambnn.data import Dataset
 
-__all__ = ["build", "distribute", "is_chief", "precision", "wait_for_all"]
+__all__ = ["build", "distribute", "explained", "is_chief", "precision", "wait_for_all"]
 
 
 def build(config: Config) -> tf.distribute.Strategy:
@@ -89,21 +89,34 @@ def distribute(
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """(training, test) batches for `fit`, each worker reading its own part of every batch."""
     if strategy.num_replicas_in_sync == 1:
-        return dataset.train(first_step), dataset.evaluation("test")
+        return dataset.train(first_step), dataset.evaluation()
     size = dataset.config.batch_size // strategy.num_replicas_in_sync
 
+    def shard(context):
+        return context.input_pipeline_id, context.num_input_pipelines
+
     def train(context):
-        part = (context.input_pipeline_id, context.num_input_pipelines)
-        return dataset.train(first_step, shard=part).rebatch(size)
+        return dataset.train(first_step, shard=shard(context)).rebatch(size)
 
     def test(context):
-        batches = dataset.evaluation("test", size)
-        return batches.shard(context.num_input_pipelines, context.input_pipeline_id)
+        return dataset.evaluation(batch_size=size, shard=shard(context))
 
     return (
         strategy.distribute_datasets_from_function(train),
         strategy.distribute_datasets_from_function(test),
     )
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turns the loss of another worker into one line that says what to do."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        raise UsageError(
+            "--strategy: expected every worker to go on; another worker stopped. Give the same "
+            "command again on every worker to resume from the last checkpoint"
+        ) from error
 
 
 @contextlib.contextmanager

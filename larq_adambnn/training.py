@@ -1,6 +1,7 @@
 """Training a run: build, compile, fit with the recipe's callbacks, resume, and finish."""
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import os
@@ -41,7 +42,7 @@ def train(config: Config) -> None:
     teachers.check(config)
     check_initial(config)
     dataset = data.load(config)
-    with strategy.scope():
+    with strategy.scope(), strategies.explained():
         train_run(config, dataset)
     if not strategies.is_chief(strategy):
         return
@@ -62,6 +63,7 @@ def train_run(config: Config, dataset: Dataset, *, title: str = "") -> None:
         _fit(config, Run(config.output_dir), dataset)
         return
     with open_run(config) as run:
+        data.write_left_out(dataset, run)
         if title:
             print(title, flush=True)
         _fit(config, run, dataset)
@@ -116,12 +118,15 @@ def _teacher(config: Config, run: Run, dataset: Dataset):
         order="real_valued",
         loss="cross_entropy",
         init_from="",
+        mixup=0.0,
+        cutmix=0.0,
         epochs=config.teacher_epochs or config.epochs,
         weight_decay=(config.weight_decay[0],) * 2,
         output_dir=str(run.directory / "teacher"),
         reload_best=False,
     )
-    train_run(own, dataset, title="teacher: the real-valued network, on the labels")
+    unmixed = dataclasses.replace(dataset, config=own)
+    train_run(own, unmixed, title="teacher: the real-valued network, on the labels")
     return teachers.freeze(load_student(Run(own.output_dir), own, dataset), dataset)
 
 
@@ -188,11 +193,6 @@ def _explained(checkpoint: Checkpoint):
         raise UsageError(
             f"--output_dir: no space left on the device of {checkpoint.directory}. "
             f"{checkpoint.last()}"
-        ) from error
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        raise UsageError(
-            "--strategy: another worker stopped; give the same command again on every worker "
-            f"to resume. {checkpoint.last()}"
         ) from error
 
 

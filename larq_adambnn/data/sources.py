@@ -1,114 +1,139 @@
-"""Where examples come from: each source gives undecoded images and labels in any order."""
+"""What every kind of data set gives: examples in any order, not decoded yet."""
 
-import contextlib
 import dataclasses
-import logging
-import os
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.config import UsageError
+from larq_adambnn.data import images
 
-__all__ = ["Source", "tfds_description", "tfds_source"]
+__all__ = ["Problem", "Source", "array_source", "dataset_source"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """An example, file or folder that cannot be used, and why.
+
+    Attributes:
+        name: what it is called.
+        reason: why, so that "name reason" is a sentence.
+        index: of an example that the source holds; None for what it does not.
+    """
+
+    name: str
+    reason: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One split of a data set, with random access to its undecoded examples.
+    """One split of a data set.
 
     Attributes:
-        images: string tensor (N,), every image encoded as PNG, JPEG, GIF or BMP.
-        labels: int64 tensor (N,).
+        size: number of examples.
         class_names: one name a label.
         channels: channels of the images: 1 or 3.
+        lookup: from int64 indices (B,) to (images (B, ...), labels (B,)); cheap, since it is
+            not run in parallel inside a batch.
+        load: from one image of `lookup` to its encoded bytes or its uint8 or float32
+            (H, W, C) pixels, float32 on 0..1.
+        name: what an error calls the example at an index.
+        problems: what was wrong when the source was opened and is not among its examples.
+        stream: instead of `lookup`, all (image, label) in one order.
+        shuffle: number of examples that a training epoch of `stream` is shuffled over.
     """
 
-    images: tf.Tensor
-    labels: tf.Tensor
+    size: int
     class_names: tuple[str, ...]
     channels: int
+    lookup: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None
+    name: Callable[[int], str]
+    load: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+    problems: tuple[Problem, ...] = ()
+    stream: tf.data.Dataset | None = None
+    shuffle: int = 0
 
     def __len__(self) -> int:
-        return int(self.labels.shape[0])
+        return self.size
 
-    def example(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """(image, label) at an index; works in a tf.data function."""
-        return tf.gather(self.images, index), tf.gather(self.labels, index)
+    def defect(self, index: int) -> str:
+        """Why the example at an index cannot be used, in one line; "" if it can."""
+        try:
+            if self.stream is not None:
+                image, label = self.stream.skip(index).get_single_element()
+            else:
+                image, label = (values[0] for values in self.lookup(tf.constant([index])))
+            label, image = int(label), self.load(image).numpy()
+        except tf.errors.OpError as error:
+            return f"cannot be read: {' '.join(error.message.split()).rpartition('; ')[2]}"
+        if not 0 <= label < len(self.class_names):
+            return f"has label {label}; expected 0 to {len(self.class_names) - 1}"
+        return images.defect(image, self.channels) if isinstance(image, bytes) else ""
+
+    def without(self, indices: Sequence[int]) -> "Source":
+        """The source without some of its examples."""
+        if len(indices) == 0:
+            return self
+        kept = np.delete(np.arange(self.size), indices)
+        in_graph = tf.constant(kept)
+        return dataclasses.replace(
+            self,
+            size=len(kept),
+            lookup=lambda chosen: self.lookup(tf.gather(in_graph, chosen)),
+            name=lambda index: self.name(int(kept[index])),
+        )
 
 
-def tfds_source(name: str, split: str, data_dir: str = "") -> Source:
-    """A split of a TFDS image-classification data set, prepared on first use.
+def array_source(
+    pixels: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], name: str
+) -> Source:
+    """A source of uint8 images (N, H, W, C) in memory."""
+    pixels, labels = tf.constant(pixels), tf.constant(labels, tf.int64)
+    return Source(
+        size=len(labels),
+        class_names=class_names,
+        channels=pixels.shape[-1],
+        lookup=lambda indices: (tf.gather(pixels, indices), tf.gather(labels, indices)),
+        name=lambda index: f"{name} image {index}",
+    )
+
+
+def dataset_source(
+    dataset: tf.data.Dataset, class_names: tuple[str, ...], name: str, shuffle: int
+) -> Source:
+    """A source of a tf.data.Dataset of single (image, label) examples.
 
     Raises:
-        UsageError: no such data set or split, no image and label in it, or its
-            preparation failed (no network, files to be downloaded by hand).
+        ValueError: its elements are something else, or their number is unknown.
     """
-    builder = _prepared(name, data_dir)
-    if split not in builder.info.splits:
-        splits = ", ".join(builder.info.splits)
-        raise UsageError(f"--split: expected one of {splits} of {name}; received {split!r}")
-    import tensorflow_datasets as tfds
-
-    examples = builder.as_dataset(
-        split=split,
-        decoders={"image": tfds.decode.SkipDecoding()},
-        read_config=tfds.ReadConfig(interleave_cycle_length=1),
-    )
-    batch = examples.batch(max(1, builder.info.splits[split].num_examples)).get_single_element()
-    features = builder.info.features
+    spec = dataset.element_spec
+    image = spec[0] if isinstance(spec, tuple) and len(spec) == 2 else None
+    encoded = image is not None and image.dtype == tf.string and image.shape.rank == 0
+    pixels = image is not None and image.dtype in (tf.uint8, tf.float32) and image.shape.rank == 3
+    if not (encoded or pixels) or spec[1].shape.rank != 0 or not spec[1].dtype.is_integer:
+        raise ValueError(
+            "Expected a tf.data.Dataset of (image, label): an encoded string or uint8 or float32 "
+            f"(H, W, C) pixels, and an integer. Received: {spec}"
+        )
+    channels = 3 if encoded else image.shape[-1]
+    if channels not in (1, 3):
+        raise ValueError(f"Expected images of 1 or 3 channels. Received: {image}")
+    size = int(dataset.cardinality())
+    if size < 1:
+        raise ValueError(
+            "Expected a tf.data.Dataset of a known number of examples, at least one (see "
+            f"tf.data.experimental.assert_cardinality). Received cardinality: {size}"
+        )
     return Source(
-        images=batch["image"],
-        labels=tf.cast(batch["label"], tf.int64),
-        class_names=tuple(features["label"].names),
-        channels=features["image"].shape[-1],
+        size=size,
+        class_names=class_names,
+        channels=channels,
+        lookup=None,
+        name=lambda index: f"{name} example {index}",
+        stream=dataset.map(lambda image, label: (image, tf.cast(label, tf.int64))),
+        shuffle=shuffle,
     )
-
-
-def tfds_description(name: str, data_dir: str = "") -> tuple[tuple[str, ...], int]:
-    """(class names, channels) of a TFDS data set, which need not be prepared."""
-    features = _builder(name, data_dir).info.features
-    return tuple(features["label"].names), features["image"].shape[-1]
-
-
-def _builder(name: str, data_dir: str):
-    import tensorflow_datasets as tfds
-
-    from larq_adambnn.data import digits  # noqa: F401  (registers its builder)
-
-    tfds.disable_progress_bar()
-    try:
-        with _quiet():
-            builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--dataset: expected digits or a name in TFDS; {reason}") from error
-    features = builder.info.features
-    if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "label"} <= set(
-        features
-    ):
-        raise UsageError(f"--dataset: expected images with labels; {name} has {features}")
-    return builder
-
-
-def _prepared(name: str, data_dir: str):
-    """The TFDS builder of a data set, downloaded and prepared."""
-    builder = _builder(name, data_dir)
-    try:
-        with _quiet():
-            builder.download_and_prepare()
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"--dataset: {name} could not be prepared: {reason}") from error
-    return builder
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps absl's and TFDS's notes about preparation off the terminal."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

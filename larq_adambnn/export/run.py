@@ -20,7 +20,7 @@ __all__ = ["export_run", "main"]
 def main(config: Config) -> None:
     """Exports the run of a config (--run, or --output_dir)."""
     directory = config.run or config.output_dir
-    run_config = load_run(directory, data_dir=config.data_dir)
+    run_config = load_run(directory, **config.given("data_dir"))
     result = export_run(Run(directory), run_config, data.load(run_config))
     print(json.dumps(result, indent=2))
 
@@ -58,6 +58,6 @@ def export_run(run: Run, config: Config, dataset: Dataset) -> dict:
 
 def _arrays(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """The test images and labels."""
-    batches = list(dataset.evaluation("test").as_numpy_iterator())
+    batches = list(dataset.evaluation().as_numpy_iterator())
     images, labels = zip(*batches, strict=True)
     return np.concatenate(images), np.concatenate(labels)

@@ -1,0 +1,149 @@
+"""Reading everything once to find what cannot be used: --mode=check_data and --bad_images=skip."""
+
+import dataclasses
+import json
+
+import numpy as np
+import tensorflow as tf
+
+from larq_adambnn.config import Config, UsageError
+from larq_adambnn.data import catalog, images
+from larq_adambnn.data.progress import progress
+from larq_adambnn.data.sources import Problem, Source
+from larq_adambnn.runs import Run, replace_file
+
+__all__ = ["defects", "leave_out", "main", "read_left_out", "write_left_out"]
+
+_BATCH = 256  # examples between two updates of the bar
+_HEAD = 4096  # bytes of a file in which cameras note the rotation
+
+
+def main(config: Config) -> None:
+    """Decodes every image of every split, and prints a line for each that cannot be used.
+
+    Raises:
+        UsageError: there was one.
+    """
+    count = 0
+    for split in ("train", *catalog.splits(config)):
+        source = catalog.open_source(config, split)
+        found, rotated = defects(source, split)
+        problems = [*source.problems, *found]
+        for problem in problems:
+            print(problem)
+        if rotated:
+            print(
+                f"note: {len(rotated):,} images of {split} carry a rotation in their EXIF data, "
+                f"which is not applied (torchvision does not either), such as {rotated[0]}"
+            )
+        print(f"{split}: {len(source):,} examples read, {len(problems):,} problems", flush=True)
+        count += len(problems)
+    if count:
+        raise UsageError(f"--mode=check_data found {count:,} problems, which are listed above")
+
+
+def defects(source: Source, split: str) -> tuple[list[Problem], list[str]]:
+    """Reads and decodes all examples once.
+
+    Returns:
+        The problems, by index, and the names of images with a rotation in EXIF.
+    """
+    read = np.zeros(len(source), bool)
+    rotated = []
+    bar = progress(f"checking {split}", "images", len(source))
+    for indices, labels, heads in _decoded(source).as_numpy_iterator():
+        read[indices[(labels >= 0) & (labels < len(source.class_names))]] = True
+        rotated += [
+            source.name(int(index))
+            for index, head in zip(indices, heads, strict=True)
+            if b"Exif\0\0" in head and _is_rotated(source, index)
+        ]
+        bar.update(len(indices))
+    bar.close()
+    problems = []
+    for index in map(int, np.flatnonzero(~read)):
+        reason = source.defect(index) or "failed when it was read, but not when it was read again"
+        problems.append(Problem(source.name(index), reason, index))
+    return problems, rotated
+
+
+def _decoded(source: Source) -> tf.data.Dataset:
+    """Batches (indices, labels, heads of the encoded images) of what can be read."""
+
+    def example(index, image, label):
+        image = source.load(image)
+        if image.dtype != tf.string:
+            return index, label, ""
+        pixels, _ = images.decode(
+            image, source.channels, lambda height, width: tf.stack([0, 0, height, width])
+        )
+        with tf.control_dependencies([pixels]):
+            return index, label, tf.strings.substr(image, 0, _HEAD)
+
+    indices = tf.data.Dataset.range(len(source)).batch(_BATCH)
+    return (
+        indices.map(lambda chosen: (chosen, *source.lookup(chosen)), tf.data.AUTOTUNE)
+        .unbatch()
+        .map(example, tf.data.AUTOTUNE)
+        .ignore_errors()
+        .batch(_BATCH)
+        .prefetch(1)
+    )
+
+
+def _is_rotated(source: Source, index: int) -> bool:
+    image, _ = source.lookup(tf.constant([index]))
+    return images.rotation(source.load(image[0]).numpy()) > 1
+
+
+def leave_out(
+    source: Source, split: str, known: list[Problem] | None
+) -> tuple[Source, tuple[Problem, ...]]:
+    """The source without what cannot be used, and what that was.
+
+    Args:
+        source: the split.
+        split: its name.
+        known: what the run left out when it began; None reads everything.
+
+    Raises:
+        UsageError: nothing is left, or the known ones are not there.
+    """
+    problems = [*source.problems, *defects(source, split)[0]] if known is None else known
+    left_out = [problem for problem in problems if problem.index is not None]
+    for problem in left_out:
+        if problem.index >= len(source) or source.name(problem.index) != problem.name:
+            raise UsageError(
+                f"--data_dir: expected the files that the run began with; {problem.name} is not "
+                "among them where it was"
+            )
+    if len(left_out) == len(source):
+        raise UsageError(f"--dataset: expected images in {split}; none of them can be used")
+    return source.without([problem.index for problem in left_out]), tuple(problems)
+
+
+def write_left_out(dataset, run: Run) -> None:
+    """Notes in a run what --bad_images=skip left out, for its report and for resuming it."""
+    config = dataset.config
+    if config.bad_images != "skip" or run.left_out.is_file():
+        return
+    left_out = {}
+    for split in ("train", dataset.split_name()):
+        problems = dataset.left_out(split)
+        left_out[split] = [dataclasses.asdict(problem) for problem in problems]
+    with replace_file(run.left_out) as path:
+        path.write_text(json.dumps(left_out, indent=1) + "\n", encoding="utf-8")
+
+
+def read_left_out(config: Config) -> dict[str, list[Problem]]:
+    """What a config's run noted, of each split."""
+    path = Run(config.output_dir).left_out
+    if config.bad_images != "skip" or not config.output_dir or not path.is_file():
+        return {}
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            split: [Problem(**problem) for problem in problems] for split, problems in noted.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"--output_dir: cannot read {path}: {error}") from None

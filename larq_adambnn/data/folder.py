@@ -1,0 +1,151 @@
+"""Folders of images as torchvision's ImageFolder reads them: SPLIT/CLASS/*.JPEG."""
+
+import array
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from larq_adambnn.config import UsageError
+from larq_adambnn.data.progress import progress
+from larq_adambnn.data.sources import Problem, Source
+
+__all__ = ["class_names", "open_folder", "splits"]
+
+# Those of torchvision's ImageFolder, in any case of letters
+_EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b".tiff", b".webp")
+
+
+def splits(directory: pathlib.Path) -> tuple[str, ...]:
+    """The folders of a directory, which may be splits."""
+    return _folders(directory, "a directory with train/CLASS/* and val/CLASS/*")
+
+
+def class_names(directory: pathlib.Path) -> tuple[str, ...]:
+    """The classes: the folders in train/ that hold an image, sorted by name.
+
+    Raises:
+        UsageError: there are none.
+    """
+    train = directory / "train"
+    names = tuple(
+        name
+        for name in _folders(train, "a folder with a folder of images for each class")
+        if next(_walk(os.fsencode(train / name), [], []), None)
+    )
+    if not names:
+        raise UsageError(f"--data_dir: expected folders with images in {train}; there are none")
+    return names
+
+
+def _folders(directory: pathlib.Path, expected: str) -> tuple[str, ...]:
+    try:
+        with os.scandir(directory) as entries:
+            return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+    except OSError as error:
+        raise UsageError(
+            f"--data_dir: expected {expected}; received {str(directory)!r}: {error.strerror}"
+        ) from None
+
+
+def open_folder(directory: pathlib.Path, split: str) -> Source:
+    """One split of a directory; only names are read.
+
+    Classes without an image, classes that the training images lack, and what has an image's
+    name but is no regular file become problems and are left out.
+
+    Raises:
+        UsageError: the folder is missing or has no images.
+    """
+    classes = class_names(directory)
+    labels = {name: label for label, name in enumerate(classes)}
+    folder = directory / split
+    found = _folders(folder, "a folder with a folder of images for each class")
+    problems: list[Problem] = []
+    others: list[bytes] = []  # files whose names are no image's
+    # 1.3 million names as Python strings would take four times the memory.
+    names, ends, numbers = bytearray(), array.array("q", [0]), array.array("i")
+    bar = progress(f"reading names in {folder}", "images")
+    for name in found:
+        count = 0
+        for file in _walk(os.fsencode(folder / name), problems, others):
+            count += 1
+            bar.update()
+            if name in labels:
+                names += file
+                ends.append(len(names))
+                numbers.append(labels[name])
+        if not count:
+            problems.append(Problem(str(folder / name), "is a class without images"))
+        elif name not in labels:
+            problems.append(Problem(str(folder / name), f"is no class in train ({count:,} images)"))
+    bar.close()
+    if not numbers:
+        raise UsageError(f"--data_dir: expected images of the classes in {folder}; there are none")
+    print(_summary(folder, len(numbers), len(classes), others), flush=True)
+    return _source(folder, classes, bytes(names), np.array(ends), np.array(numbers), problems)
+
+
+def _summary(folder: pathlib.Path, images: int, classes: int, others: list[bytes]) -> str:
+    line = f"{folder}: {images:,} images, {classes:,} classes"
+    if others:
+        line += f"; {len(others):,} files ignored by their names, such as {os.fsdecode(others[0])}"
+    return line
+
+
+def _walk(folder: bytes, problems: list[Problem], others: list[bytes], prefix: bytes = b""):
+    """Yields the names of the images in and below a folder, sorted, relative to the folder."""
+    try:
+        with os.scandir(os.path.join(folder, prefix)) as entries:
+            entries = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        problems.append(
+            Problem(_text(os.path.join(folder, prefix)), f"cannot be read: {error.strerror}")
+        )
+        return
+    below = []
+    for entry in entries:
+        if entry.is_dir():
+            if entry.is_symlink() and entry.path.startswith(os.path.realpath(entry.path)):
+                problems.append(Problem(_text(entry.path), "is a link to a folder that holds it"))
+            else:
+                below.append(prefix + entry.name + b"/")
+        elif not entry.name.lower().endswith(_EXTENSIONS):
+            others.append(entry.path)
+        elif entry.is_file():
+            yield prefix + entry.name
+        else:
+            kind = "a broken link" if entry.is_symlink() else "no regular file"
+            problems.append(Problem(_text(entry.path), f"is {kind}"))
+    for name in below:
+        yield from _walk(folder, problems, others, name)
+
+
+def _text(path: bytes) -> str:
+    return os.fsdecode(path)
+
+
+def _source(folder, classes, names, ends, numbers, problems) -> Source:
+    folders = [os.fsencode(folder / name) + b"/" for name in classes]
+    labels = tf.constant(numbers, tf.int64)
+
+    def path(index: int) -> bytes:
+        return folders[numbers[index]] + names[ends[index] : ends[index + 1]]
+
+    def paths(indices: np.ndarray) -> np.ndarray:
+        return np.array([path(index) for index in indices], object)
+
+    def lookup(indices):
+        found = tf.numpy_function(paths, [indices], tf.string, stateful=False)
+        return tf.ensure_shape(found, indices.shape), tf.gather(labels, indices)
+
+    return Source(
+        size=len(numbers),
+        class_names=classes,
+        channels=3,
+        lookup=lookup,
+        load=tf.io.read_file,
+        name=lambda index: _text(path(index)),
+        problems=tuple(problems),
+    )

@@ -1,0 +1,112 @@
+"""Encoded images: decoding a part of one in a TensorFlow graph, and saying why one cannot be."""
+
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+
+__all__ = ["MAX_PIXELS", "decode", "defect", "rotation"]
+
+# Where Pillow stops too: a few bytes may claim an image that fills the memory.
+MAX_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS
+# What torchvision's image folders hold (and GIF, which TFDS knows).  Naming the formats keeps
+# Pillow from the ones that start other programs, such as EPS.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_ORIENTATION = 0x0112  # the EXIF tag
+_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+Window = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor, tf.Tensor]:
+    """The part of an image that a window gives, undoing as little of the encoding as possible.
+
+    Of a JPEG only the window is decoded.  What is neither PNG nor a JPEG that ends as one
+    goes through Pillow: other formats, JPEGs with bytes after their end, damaged ones.
+    A rotation noted in EXIF is not applied, as torchvision's image folders do not.
+
+    Args:
+        encoded: the file's bytes, a string scalar; its content tells its format.
+        channels: 1 or 3; grey, palette, alpha and CMYK images are converted.
+        window: function from (height, width) to int32 (top, left, height, width).
+
+    Returns:
+        uint8 (h, w, channels), and int32 (height, width) of the whole image.
+
+    Raises:
+        tf.errors.OpError: when run, on what is no image; `defect` says why.
+    """
+    start = tf.strings.substr(encoded, 0, 8)
+    is_jpeg = (tf.strings.substr(start, 0, 3) == _JPEG_START) & (
+        tf.strings.substr(encoded, -2, 2) == _JPEG_END
+    )
+
+    def jpeg():
+        shape = tf.io.extract_jpeg_shape(encoded)[:2]
+        with tf.control_dependencies([_check_size(shape)]):
+            part = window(shape[0], shape[1])
+        # The accurate DCT is as fast here, and gives Pillow's values exactly.
+        part = tf.io.decode_and_crop_jpeg(
+            encoded, part, channels=channels, dct_method="INTEGER_ACCURATE"
+        )
+        return part, shape
+
+    def png():
+        size = tf.reverse(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False), [0])
+        with tf.control_dependencies([_check_size(size)]):
+            return tf.io.decode_png(encoded, channels)
+
+    def pillow():
+        image = tf.numpy_function(
+            lambda data: _pillow(data, channels), [encoded], tf.uint8, stateful=False
+        )
+        return tf.ensure_shape(image, (None, None, channels))
+
+    def whole():
+        image = tf.cond(start == _PNG_START, png, pillow)
+        shape = tf.shape(image)[:2]
+        top, left, height, width = tf.unstack(window(shape[0], shape[1]))
+        return image[top : top + height, left : left + width], shape
+
+    part, shape = tf.cond(is_jpeg, jpeg, whole)
+    return tf.ensure_shape(part, (None, None, channels)), shape
+
+
+def _check_size(shape: tf.Tensor) -> tf.Operation:
+    pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
+    return tf.debugging.assert_less_equal(pixels, tf.constant(MAX_PIXELS, tf.int64))
+
+
+def _pillow(encoded: bytes, channels: int) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            image = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return image.reshape(*image.shape[:2], channels)
+
+
+def defect(encoded: bytes, channels: int = 3) -> str:
+    """Why a file's bytes cannot be decoded, in one line; "" if they can."""
+    if not encoded:
+        return "is empty (0 bytes)"
+    try:
+        _pillow(encoded, channels)
+        decode(tf.constant(encoded), channels, lambda height, width: (0, 0, height, width))
+    except PIL.UnidentifiedImageError:
+        return f"is not an image: it begins with {encoded[:16]!r}"
+    except PIL.Image.DecompressionBombError:
+        return f"claims more than {MAX_PIXELS:,} pixels"
+    except Exception as error:  # Pillow's readers raise nearly any kind on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"is truncated or damaged: {reason}"
+    return ""
+
+
+def rotation(encoded: bytes) -> int:
+    """The orientation that an image's EXIF data give it: 1 is upright, 2 to 8 are not."""
+    with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        return int(image.getexif().get(_ORIENTATION, 1))
