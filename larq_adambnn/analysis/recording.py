@@ -75,7 +75,7 @@ class Recorder(tf.keras.callbacks.Callback):
                 if (int(row["step"]), int(row["epoch"])) < (step, in_step)
             ]
         self._update = self._before = None
-        first = epoch == 0 and int(self.model.optimizer.iterations) == 0
+        first = epoch == 0 and int(self.model.optimizer.iterations.numpy()) == 0
         if first and self.config.snapshots:
             self._save(step, 0)
 

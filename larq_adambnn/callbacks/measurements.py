@@ -21,6 +21,7 @@ __all__ = [
     "KernelMagnitude",
     "UpdateSize",
     "absolute_means",
+    "binary_input",
     "binary_kernels",
     "visit_binary_inputs",
 ]
@@ -96,6 +97,13 @@ def visit_binary_inputs(
     finally:
         for layer in watched.values():
             vars(layer).pop("call", None)
+
+
+def binary_input(model: tf.keras.Model, images: tf.Tensor, layer: str) -> np.ndarray:
+    """One binary layer's input, as `visit_binary_inputs` sees it."""
+    found = {}
+    visit_binary_inputs(model, images, lambda name, x: name == layer and found.update({name: x}))
+    return found[layer].numpy()
 
 
 def _size(variable) -> int:

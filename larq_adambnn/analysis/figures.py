@@ -1,0 +1,223 @@
+"""The paper's figures of accuracies, activations, weights and updates.
+
+Each function returns what it drew, as a dictionary of arrays, and a matplotlib figure.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from larq_adambnn.analysis import style
+from larq_adambnn.callbacks.measurements import absolute_means
+
+__all__ = [
+    "activation_histograms",
+    "curves",
+    "kernel_values",
+    "learning_rates",
+    "weight_histograms",
+    "weight_peaks",
+]
+
+Data = dict[str, np.ndarray]
+
+
+def curves(
+    series: Mapping[str, np.ndarray],
+    *,
+    label: str = "test accuracy (%)",
+    boundaries: Sequence[int] = (),
+) -> tuple[Data, Figure]:
+    """Figure 2: a quantity of several trainings over their epochs.
+
+    Args:
+        series: for each name an array (epochs,), or (runs, epochs) whose mean is
+            drawn with a band of one standard deviation.
+        label: of the vertical axis, with its unit.
+        boundaries: epochs (counted from 1) after which a step of the training ends.
+    """
+    figure = style.new_figure(7, 4)
+    axes = figure.add_subplot()
+    data = {}
+    for name, color in style.colors(series).items():
+        values = np.atleast_2d(np.asarray(series[name], float))
+        epochs = np.arange(1, values.shape[1] + 1)
+        data[name] = mean = values.mean(axis=0)
+        axes.plot(epochs, mean, color=color, label=name)
+        if len(values) > 1:
+            spread = values.std(axis=0, ddof=1)
+            data[f"{name} (standard deviation)"] = spread
+            axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2, lw=0)
+    for boundary in boundaries:
+        axes.axvline(boundary + 0.5, color="grey", linestyle="--", label="step 2 begins")
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return data, figure
+
+
+def activation_histograms(
+    inputs: Mapping[str, np.ndarray], *, limit: float = 3.0
+) -> tuple[Data, Figure]:
+    """Figure 3: the inputs of a binary convolution, and the share that is saturated.
+
+    Args:
+        inputs: for each title the real values before the sign, of any shape.
+        limit: the horizontal axis ends at this absolute value; the outermost bins
+            hold what lies beyond.
+    """
+    edges = np.linspace(-limit, limit, 61)
+    centers = (edges[:-1] + edges[1:]) / 2
+    figure, panels = _panels(len(inputs), 3.4, 2.9)
+    data = {"edges": edges}
+    for axes, (title, values) in zip(panels, inputs.items(), strict=True):
+        values = np.asarray(values).ravel()
+        density, _ = np.histogram(np.clip(values, -limit, limit), edges, density=True)
+        saturated = np.mean(np.abs(values) > 1)
+        data[title], data[f"{title} (saturated)"] = density, saturated
+        outside = np.abs(centers) > 1
+        width = edges[1] - edges[0]
+        axes.bar(
+            centers[~outside],
+            density[~outside],
+            width,
+            color=style.WEIGHTS,
+            label=f"gradient: {100 * (1 - saturated):.1f} %",
+        )
+        axes.bar(
+            centers[outside],
+            density[outside],
+            width,
+            color=style.SATURATED,
+            label=f"saturated: {100 * saturated:.1f} %",
+        )
+        axes.set(title=title, xlabel="input of the sign (no unit)", ylabel="density")
+        axes.margins(y=0.35)
+        axes.legend(loc="upper center", fontsize=8)
+    return data, figure
+
+
+def kernel_values(
+    kernels: Mapping[str, np.ndarray], *, label: str = "latent weight (no unit)"
+) -> tuple[Data, Figure]:
+    """Figures 4 and 5: values of a kernel by output channel, with CAM and SDAM.
+
+    Args:
+        kernels: for each title weights or their updates, output channels last.
+        label: of the vertical axis.
+    """
+    figure, panels = _panels(len(kernels), 4.2, 3.0)
+    data = {}
+    for axes, (title, kernel) in zip(panels, kernels.items(), strict=True):
+        means = absolute_means(kernel)
+        data[title], data[f"{title} (CAM)"] = kernel, means
+        channels = np.arange(len(means))
+        values = kernel.reshape(-1, len(means))
+        axes.plot(
+            np.repeat(channels[np.newaxis], len(values), axis=0).ravel(),
+            values.ravel(),
+            ".",
+            color=style.WEIGHTS,
+            alpha=0.35,
+            markersize=3,
+            label="values",
+        )
+        axes.plot(channels, means, "_", color=style.CAM, markersize=9, mew=2, label="CAM")
+        axes.set(title=f"{title}\nSDAM {np.std(means):.2e}", xlabel="output channel", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        axes.grid(alpha=0.3)
+        handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    return data, figure
+
+
+def weight_peaks(weights: np.ndarray, *, limit: float = 1.5) -> np.ndarray:
+    """Where the distribution of weights has its peaks, in ascending order.
+
+    The paper finds three, near -1, 0 and 1, in networks that are trained well and one
+    in others.  A peak rises above the valleys beside it by at least 2 % of the highest,
+    in a histogram of 120 bins smoothed over some.
+    """
+    import scipy.ndimage
+    import scipy.signal
+
+    counts, edges = np.histogram(np.ravel(weights), np.linspace(-limit, limit, 121))
+    smooth = scipy.ndimage.gaussian_filter1d(counts.astype(float), 2.0)
+    peaks, _ = scipy.signal.find_peaks(smooth, prominence=0.02 * smooth.max())
+    return (edges[peaks] + edges[peaks + 1]) / 2
+
+
+def weight_histograms(
+    weights: Mapping[str, np.ndarray], *, limit: float = 1.5
+) -> tuple[Data, Figure]:
+    """Figure 7: the latent weights at the end, whose peaks tell how training went.
+
+    Args:
+        weights: for each title the latent weights of a network, of any shape.
+        limit: the horizontal axis ends at this absolute value; the outermost bins
+            hold what lies beyond.
+    """
+    edges = np.linspace(-limit, limit, 121)
+    figure, panels = _panels(len(weights), 3.8, 2.9)
+    data = {"edges": edges}
+    for axes, (title, values) in zip(panels, weights.items(), strict=True):
+        values = np.ravel(values)
+        density, _ = np.histogram(np.clip(values, -limit, limit), edges, density=True)
+        peaks = weight_peaks(values, limit=limit)
+        data[title], data[f"{title} (peaks)"] = density, peaks
+        axes.stairs(density, edges, fill=True, color=style.WEIGHTS)
+        for number, peak in enumerate(peaks):
+            axes.axvline(peak, color="black", linestyle=":", lw=1, label=None if number else "peak")
+        for number, clip in enumerate((-1, 1)):
+            axes.axvline(
+                clip, color=style.SATURATED, lw=1, label=None if number else "clip of the gradient"
+            )
+        beyond = 100 * np.mean(np.abs(values) > 1)
+        axes.set(
+            title=f"{title}\n{beyond:.2f} % beyond the clip",
+            xlabel="latent weight (no unit)",
+            ylabel="density",
+        )
+        handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    return data, figure
+
+
+def learning_rates(
+    accuracies: Mapping[str, Mapping[float, Sequence[float]]],
+    *,
+    label: str = "test accuracy (%)",
+) -> tuple[Data, Figure]:
+    """Figure 8: accuracy against the initial learning rate.
+
+    Args:
+        accuracies: {optimizer: {learning rate: accuracies, one a seed}}.
+        label: of the vertical axis, with its unit.
+    """
+    figure = style.new_figure(7, 4)
+    axes = figure.add_subplot(xscale="log")
+    data = {}
+    for name, color in style.colors(accuracies).items():
+        rates = np.array(sorted(accuracies[name]))
+        values = [np.asarray(accuracies[name][rate], float) for rate in rates]
+        mean = np.array([value.mean() for value in values])
+        spread = np.array([value.std(ddof=1) if len(value) > 1 else 0.0 for value in values])
+        data[name] = np.stack([rates, mean, spread])
+        axes.errorbar(rates, mean, spread, marker="o", capsize=3, color=color, label=name)
+    axes.set(xlabel="initial learning rate", ylabel=label)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(
+        title="mean and standard deviation" if any(d[2].any() for d in data.values()) else None
+    )
+    return data, figure
+
+
+def _panels(count: int, width: float, height: float):
+    """A figure with so many panels of a size in inches, at most two in a row."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure = style.new_figure(columns * width, rows * height + 0.4)
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]

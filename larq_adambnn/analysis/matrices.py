@@ -1,0 +1,146 @@
+"""The paper's experiments as data: which runs each study consists of."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from larq_adambnn.config import Config, UsageError
+from larq_adambnn.runs import read_rows
+
+__all__ = ["OPTIMIZERS", "Row", "rows", "teacher"]
+
+_TWO_STEPS = {"order": "activations_first", "weight_decay": (5e-6, 0.0)}
+_ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+OPTIMIZERS = {
+    "adam": _ADAM_RATES,
+    "sgd": (5e-3, 1.5e-2, 5e-2, 1.5e-1, 5e-1),
+    "rmsprop": _ADAM_RATES,
+    "amsgrad": _ADAM_RATES,
+    "adamw": _ADAM_RATES,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of a study's table: runs that differ in their seed alone.
+
+    Attributes:
+        name: what the line is called; without blanks it names the directory.
+        changes: settings other than the study's.
+        paper: the paper's ImageNet figures by column.
+    """
+
+    name: str
+    changes: dict
+    paper: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def config(self, study: Config, seed: int, teacher: str) -> Config:
+        """The run of the line with a seed and a teacher."""
+        name = self.name.replace(" ", "_").replace(",", "")
+        return study.replace(
+            mode="train",
+            study="",
+            sweep="",
+            seed=seed,
+            teacher=teacher,
+            export=False,
+            output_dir=str(pathlib.Path(study.output_dir, "runs", name, f"seed{seed}")),
+            **self.changes,
+        )
+
+
+def rows(config: Config) -> list[Row]:
+    """The matrix of the study that a config names."""
+    # A step has the given epochs; a training in one step gets as many as both together.
+    one_step = {"order": "one_step", "weight_decay": (0.0, 0.0), "epochs": 2 * config.epochs}
+    if config.study == "learning_rate":
+        sweep = {"order": "one_step", "weight_decay": (0.0, 0.0)}
+        return [
+            Row(f"{name} {rate:g}", {**sweep, "optimizer": name, "learning_rate": rate})
+            for name, rates in OPTIMIZERS.items()
+            for rate in rates
+        ]
+    rates = _best_rates(config)
+    if config.study == "optimizers":
+        paper = {
+            "adam one step": {"top1": 61.49, "saturation_first": 35.5, "saturation_last": 23.8},
+            "sgd one step": {"top1": 58.98, "saturation_first": 42.5, "saturation_last": 38.6},
+            "adam two steps": {"top1": 63.23},
+            "sgd two steps": {"top1": 61.25},
+        }
+        return [
+            Row(
+                f"{name} {steps}",
+                {**changes, "optimizer": name, "learning_rate": rates[name]},
+                paper.get(f"{name} {steps}", {}),
+            )
+            for steps, changes in (("one step", one_step), ("two steps", _TWO_STEPS))
+            for name in OPTIMIZERS
+        ]
+    adam = {"optimizer": "adam", "learning_rate": rates["adam"]}
+    if config.study == "weight_decay":
+        decays = (  # Table 1
+            (one_step, (1e-5,), 2.33e-3, 0.481, 61.73),
+            (one_step, (5e-6,), 1.62e-3, 0.496, 61.89),
+            (one_step, (0.0,), 2.86e-4, 0.524, 61.49),
+            (one_step, (-1e-4,), 1.07e-7, 0.974, 26.21),
+            (_TWO_STEPS, (1e-5, 0.0), 4.89e-4, 0.632, 62.63),
+            (_TWO_STEPS, (5e-6, 0.0), 4.50e-4, 0.664, 63.23),
+        )
+        return [
+            Row(
+                f"{'one step' if len(decay) == 1 else 'two steps'} "
+                f"{', '.join(f'{value:g}' for value in decay)}",
+                {**adam, **changes, "weight_decay": (decay * 2)[:2]},
+                {"ff_ratio": ff, "c2i_step_ratio": c2i, "top1": top1},
+            )
+            for changes, decay, ff, c2i, top1 in decays
+        ]
+    return [
+        Row("activations first", {**adam, **_TWO_STEPS}, {"top1": 63.23}),
+        Row("weights first", {**adam, **_TWO_STEPS, "order": "weights_first"}, {"top1": 60.30}),
+        Row("one step", {**adam, **one_step}, {"top1": 61.49}),
+    ]
+
+
+def _best_rates(config: Config) -> dict[str, float]:
+    """Each optimizer's learning rate: the best of the sweep, or --learning_rate for Adam."""
+    if not config.sweep:
+        if config.study == "optimizers":
+            raise UsageError(
+                "--sweep: expected the directory of a learning_rate study, since each optimizer "
+                "needs its own rate; received nothing"
+            )
+        return {"adam": config.learning_rate}
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in read_rows(pathlib.Path(config.sweep) / "study.csv"):
+        if row["top1"]:
+            rates = found.setdefault(row["optimizer"], {})
+            rates.setdefault(float(row["learning_rate"]), []).append(float(row["top1"]))
+    missing = set(OPTIMIZERS) - set(found)
+    if missing:
+        raise UsageError(
+            f"--sweep: expected a learning_rate study of {', '.join(OPTIMIZERS)}; {config.sweep} "
+            f"lacks {min(missing)}"
+        )
+    return {
+        name: max(rates, key=lambda rate: np.mean(rates[rate])) for name, rates in found.items()
+    }
+
+
+def teacher(config: Config, directory: str) -> Config:
+    """The real-valued network that teaches every run of the study."""
+    return config.replace(
+        mode="train",
+        study="",
+        sweep="",
+        order="real_valued",
+        loss="cross_entropy",
+        epochs=config.teacher_epochs or config.epochs,
+        weight_decay=(config.weight_decay[0],) * 2,
+        mixup=0.0,
+        cutmix=0.0,
+        export=False,
+        output_dir=directory,
+    )
