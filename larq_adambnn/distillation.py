@@ -115,10 +115,13 @@ class Distiller(tf.keras.Model):
         """Loss of a batch, divided by the number of replicas that share it."""
         loss = self.compiled_loss(target, logits)
         if self.label_weight:
-            entropy = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, loss.dtype))
+            entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels, tf.cast(logits, loss.dtype)
             )
-            entropy /= tf.cast(self.distribute_strategy.num_replicas_in_sync, loss.dtype)
+            images = tf.shape(labels)[0] * self.distribute_strategy.num_replicas_in_sync
+            entropy = tf.math.divide_no_nan(
+                tf.reduce_sum(entropy), tf.cast(images, loss.dtype)
+            )  # a replica may have no image of the last batch
             loss = (1 - self.label_weight) * loss + self.label_weight * entropy
         return loss
 

@@ -84,13 +84,12 @@ def wait_for_all(strategy: tf.distribute.Strategy) -> None:
         strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
 
 
-def distribute(
-    strategy: tf.distribute.Strategy, dataset: Dataset, first_step: int
-) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """(training, test) batches for `fit`, each worker reading its own part of every batch."""
-    if strategy.num_replicas_in_sync == 1:
-        return dataset.train(first_step), dataset.evaluation()
-    size = dataset.config.batch_size // strategy.num_replicas_in_sync
+def distribute(strategy: tf.distribute.Strategy, dataset: Dataset, first_step: int) -> dict:
+    """The data arguments of `fit`: each worker reads its own part of every batch."""
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return {"x": dataset.train(first_step), "validation_data": dataset.evaluation()}
+    size = dataset.config.batch_size // replicas
 
     def shard(context):
         return context.input_pipeline_id, context.num_input_pipelines
@@ -101,10 +100,12 @@ def distribute(
     def test(context):
         return dataset.evaluation(batch_size=size, shard=shard(context))
 
-    return (
-        strategy.distribute_datasets_from_function(train),
-        strategy.distribute_datasets_from_function(test),
-    )
+    return {
+        "x": strategy.distribute_datasets_from_function(train),
+        "validation_data": strategy.distribute_datasets_from_function(test),
+        # The last ones may be empty on some replicas; they count nothing there.
+        "validation_steps": -(-len(dataset.test_source) // (size * replicas)),
+    }
 
 
 @contextlib.contextmanager

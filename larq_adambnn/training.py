@@ -91,20 +91,18 @@ def _fit(config: Config, run: Run, dataset: Dataset) -> None:
     first_epoch = done // dataset.steps_per_epoch
     if done:
         print(f"resuming after {first_epoch} of {sum(epochs)} epochs (step {done})", flush=True)
-    train, test = strategies.distribute(strategy, dataset, first_step=done)
+    batches = strategies.distribute(strategy, dataset, first_step=done)
     with _explained(checkpoint):
         model.fit(
-            train,
+            **batches,
             epochs=sum(epochs),
             initial_epoch=first_epoch,
             steps_per_epoch=dataset.steps_per_epoch,
-            validation_data=test,
             callbacks=[*_recipe(config, run, epochs), *stateful, recorder, checkpoint],
             verbose=1 if sys.stdout.isatty() and strategies.is_chief(strategy) else 0,
         )
     strategies.wait_for_all(strategy)  # the files that the chief wrote are there now
     del model, teacher
-    tf.keras.backend.clear_session()
     gc.collect()
 
 
