@@ -121,6 +121,7 @@ def _train(config: Config, log: pathlib.Path, threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import tensorflow as tf
 
+    tf.get_logger().setLevel("ERROR")
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     from larq_adambnn import training

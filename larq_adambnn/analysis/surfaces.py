@@ -134,7 +134,7 @@ def draw_surfaces(surfaces: Mapping[str, Data]) -> Figure:
             yticks=surface["second"][[0, len(a) // 2, -1]],
         )
         solid.tick_params(labelsize=8)
-        solid.set_box_aspect((1, 1, 0.8), zoom=0.95)
+        solid.set_box_aspect((1, 1, 0.8), zoom=0.85)
     _colorbar(figure, filled, flat)
     return figure
 

@@ -152,7 +152,8 @@ class FlipFlopRatio(_Measurement):
             tf.zeros(len(self._kernels), tf.int64), trainable=False, name="flips"
         )
         self._iterations = 0
-        self._update = tf.function(self._count)
+        if self._kernels:
+            self._update = tf.function(self._count).get_concrete_function()
 
     def _count(self):
         flips = []
