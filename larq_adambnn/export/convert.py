@@ -5,31 +5,121 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 
 import tensorflow as tf
 
-__all__ = ["convert"]
+from larq_adambnn.export.fold import fold
+
+__all__ = ["convert", "convert_as_is"]
 
 
 def convert(model: tf.keras.Model) -> bytes:
-    """Converts a float32 model of Larq layers to TFLite for 64-bit ARM.
+    """Folds a float32 model of Larq layers and converts it to TFLite for 64-bit ARM.
 
     Args:
-        model: a built model with a fixed input size.
+        model: a built functional model with a fixed input size; it stays as it is.
 
     Returns:
-        The .tflite file's bytes.
+        The .tflite file's bytes; it takes one image at a time.
 
     Raises:
         ImportError: larq-compute-engine is not installed.
-        ValueError: the model is not float32.
+        ValueError: the model is not float32, not functional, has no fixed input size or
+            another batch size than 1, or LCE would change what it computes.
     """
-    if model.dtype_policy.name != "float32":
-        raise ValueError(f"Expected a float32 model. Received: {model.dtype_policy.name}")
+    _check(model)
+    return convert_as_is(fold(model).model)
+
+
+def convert_as_is(
+    model: tf.keras.Model,
+    *,
+    int8_io: bool = False,
+    default_range: tuple[float, float] | None = None,
+) -> bytes:
+    """Converts a model without folding it; returns and raises what `convert` does.
+
+    Args:
+        model: see `convert`.
+        int8_io: whether a quantized model takes and gives int8 instead of float32.
+        default_range: makes constants int8 too, by their own ranges; it is the range of
+            tensors that have none.
+    """
+    _check(model)
     import larq_compute_engine as lce
 
-    with _silence():
-        return lce.convert_keras_model(model)
+    # convert_keras_model would trace every layer on its own and all gradients, which takes
+    # minutes; only the inference of one image is wanted.
+    function = tf.function(
+        lambda images: model(images, training=False),
+        input_signature=[tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="images")],
+    )
+    _check_padding(function.get_concrete_function().graph)
+    module = tf.Module()
+    module.function, module.weights = function, model.weights
+    io_type = tf.int8 if int8_io else tf.float32
+    with _silence(), tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(
+            module,
+            folder,
+            signatures=function,
+            options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
+        )
+        return lce.convert_saved_model(
+            folder,
+            inference_input_type=io_type,
+            inference_output_type=io_type,
+            experimental_default_int8_range=default_range,
+        )
+
+
+def _check(model: tf.keras.Model) -> None:
+    policies = {layer.compute_dtype for layer in model._flatten_layers()}
+    if policies != {"float32"}:
+        other = sorted(policies - {"float32"})
+        raise ValueError(
+            f"Expected a float32 model; build it in the float32 policy and load the weights. "
+            f"Received: layers of {', '.join(other)}"
+        )
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or len(shape) < 2 or None in shape[1:]:
+        raise ValueError(f"Expected one input of a fixed size. Received: input_shape={shape}")
+    if shape[0] not in (None, 1):
+        raise ValueError(
+            "Expected a model for batches of any size, or of 1, which LCE's interpreter takes. "
+            f"Received: batch size {shape[0]}"
+        )
+
+
+def _check_padding(graph) -> None:
+    """Raises ValueError where LCE would replace a padding with one that differs.
+
+    It takes an explicit padding with ones between a sign and a convolution for "same" if
+    the output size fits, although (1, 1) before a stride of 2 is not what "same" pads there.
+    """
+    for operation in graph.get_operations():
+        if operation.type != "Conv2D" or max(operation.get_attr("strides")) == 1:
+            continue
+        pad = operation.inputs[0].op
+        if pad.type != "PadV2":
+            continue
+        paddings, value = (tf.get_static_value(tensor) for tensor in pad.inputs[1:])
+        if value is None or paddings is None or value != 1:
+            continue
+        kernel = operation.inputs[1].shape
+        for axis in (1, 2):
+            size, stride = pad.inputs[0].shape[axis], operation.get_attr("strides")[axis]
+            span = (kernel[axis - 1] - 1) * operation.get_attr("dilations")[axis] + 1
+            total = max((-(-size // stride) - 1) * stride + span - size, 0)
+            same = [total // 2, total - total // 2]
+            if list(paddings[axis]) != same:
+                raise ValueError(
+                    f"Expected {tuple(same)}, which \"same\" pads, as the explicit padding with "
+                    f"ones before the strided convolution {operation.name}; LCE would change "
+                    "another to it. Pad before the sign instead, or use padding=\"same\" with "
+                    f"pad_values=1. Received: {tuple(map(int, paddings[axis]))}"
+                )
 
 
 @contextlib.contextmanager
@@ -40,7 +130,8 @@ def _silence():
     logger.setLevel(logging.ERROR)
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
+    with tempfile.TemporaryFile() as notes, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         os.dup2(notes.fileno(), 2)
         try:
             yield

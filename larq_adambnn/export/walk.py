@@ -1,0 +1,54 @@
+"""Going through the layer calls of a functional Keras model in their order."""
+
+import collections
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+__all__ = ["nodes", "recall", "walk"]
+
+
+def nodes(model: tf.keras.Model) -> list:
+    """Keras's records of a model's layer calls, each after those that it depends on.
+
+    Raises:
+        ValueError: the model is not functional.
+    """
+    if not hasattr(model, "_nodes_by_depth"):
+        raise ValueError(
+            "Expected a functional model, or a sequential one that is built. "
+            f"Received: {model.name}, a {type(model).__name__}"
+        )
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    return [n for depth in depths for n in model._nodes_by_depth[depth] if not n.is_input]
+
+
+def walk(model: tf.keras.Model, inputs: Sequence, call: Callable) -> list:
+    """The outputs of a model, of any type, when its layers are called in another way.
+
+    Args:
+        model: a functional model.
+        inputs: what stands for each input.
+        call: from a node and what stands for its inputs to a list of its outputs.
+    """
+    values = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
+    uses = collections.Counter(map(id, model.outputs))
+    for node in nodes(model):
+        uses.update(map(id, node.keras_inputs))
+    for node in nodes(model):
+        results = call(node, [values[id(tensor)] for tensor in node.keras_inputs])
+        values.update(zip(map(id, tf.nest.flatten(node.outputs)), results, strict=True))
+        for tensor in node.keras_inputs:
+            uses[id(tensor)] -= 1
+            if uses[id(tensor)] == 0:  # what nothing needs any more may be large
+                del values[id(tensor)]
+    return [values[id(tensor)] for tensor in model.outputs]
+
+
+def recall(layer, node, tensors: Sequence):
+    """What a layer gives for other tensors in the place of a node's inputs."""
+    replaced = dict(zip(map(id, node.keras_inputs), tensors, strict=True))
+    args, kwargs = tf.nest.map_structure(
+        lambda argument: replaced.get(id(argument), argument), (node.call_args, node.call_kwargs)
+    )
+    return layer(*args, **kwargs)
