@@ -4,9 +4,10 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import larq_adambnn  # noqa: E402, F401  (selects Keras 2 before TensorFlow is imported)
-import pytest  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import pytest
+import tensorflow as tf
+
+import larq_adambnn  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 
 
 @pytest.fixture(autouse=True)

@@ -115,9 +115,9 @@ def _check_padding(graph) -> None:
             same = [total // 2, total - total // 2]
             if list(paddings[axis]) != same:
                 raise ValueError(
-                    f"Expected {tuple(same)}, which \"same\" pads, as the explicit padding with "
+                    f'Expected {tuple(same)}, which "same" pads, as the explicit padding with '
                     f"ones before the strided convolution {operation.name}; LCE would change "
-                    "another to it. Pad before the sign instead, or use padding=\"same\" with "
+                    'another to it. Pad before the sign instead, or use padding="same" with '
                     f"pad_values=1. Received: {tuple(map(int, paddings[axis]))}"
                 )
 
