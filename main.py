@@ -12,6 +12,7 @@ from larq_adambnn.config import UsageError, parse
 _MODES = {
     "train": "larq_adambnn.training:train",
     "evaluate": "larq_adambnn.evaluation:main",
+    "predict": "larq_adambnn.prediction:main",
     "export": "larq_adambnn.export:main",
     "import": "larq_adambnn.importing:main",
     "summary": "larq_adambnn.models:main",

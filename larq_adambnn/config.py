@@ -43,6 +43,7 @@ def _flag(default, help, *, choices=None, lower=None, upper=None, above=None, de
 MODES = (
     "train",
     "evaluate",
+    "predict",
     "export",
     "import",
     "summary",
@@ -81,7 +82,15 @@ class Config:
     mode: str = _flag("train", "What to do.", choices=MODES, defines_run=False)
     output_dir: str = _flag("", "Directory of the run.", defines_run=False)
     run: str = _flag("", "Run directory to evaluate, export or inspect.", defines_run=False)
-    tflite: str = _flag("", "A .tflite file to evaluate instead of a run.", defines_run=False)
+    tflite: str = _flag(
+        "",
+        "A .tflite file to evaluate, to predict with or to time, instead of a run.",
+        defines_run=False,
+    )
+    images: tuple[str, ...] = _flag(
+        (), "Image files or folders of them for --mode=predict.", defines_run=False
+    )
+    json: bool = _flag(False, "Print predictions as JSON.", defines_run=False)
     split: str = _flag(
         "test",
         "Split to evaluate on: test (where there is none, validation), val, train, or a part of a "
@@ -263,6 +272,28 @@ class Config:
     )
     export: bool = _flag(True, "Convert to .tflite and check it at the end of training.")
 
+    # Export
+    allow_float_fallback: bool = _flag(
+        False, "Export although a binary layer stays real.", defines_run=False
+    )
+    check_images: int = _flag(
+        0,
+        "Images that Keras and the .tflite are compared on; 0: 1000 of up to 64 pixels, 100 of "
+        "larger ones.",
+        lower=0,
+        defines_run=False,
+    )
+    int8: bool = _flag(False, "Export what stays real in 8 bits.", defines_run=False)
+    io_type: str = _flag(
+        "float",
+        "Input and output of a .tflite made with --int8.",
+        choices=("float", "int8"),
+        defines_run=False,
+    )
+    int8_epochs: int = _flag(
+        0, "Epochs that fine-tune what is real in a network of --int8.", lower=0, defines_run=False
+    )
+
     def replace(self, **changes) -> "Config":
         """A checked copy with other values."""
         return check(dataclasses.replace(self, **changes))
@@ -414,11 +445,21 @@ def check(config: Config) -> Config:
         )
     for run in config.compare:
         _check_run(run, "compare")
-    if mode in ("evaluate", "export"):
+    if mode in ("evaluate", "predict", "export"):
         _require(
-            bool(config.run or config.output_dir or config.tflite),
+            bool(config.run or config.output_dir or (config.tflite and mode != "export")),
             f"--run: expected the directory of a run to {mode}",
         )
+    if mode == "predict":
+        _require(bool(config.images), "--images: expected image files or folders; received none")
+    _require(
+        config.int8 or (config.io_type == "float" and config.int8_epochs == 0),
+        "--int8: expected it with --io_type=int8 and --int8_epochs",
+    )
+    _require(
+        mode == "export" or not config.int8,
+        f"--int8: only --mode=export takes it; received it with --mode={mode}",
+    )
     if config.run:
         _check_run(config.run, "run")
     if config.tflite:

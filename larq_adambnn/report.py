@@ -24,10 +24,11 @@ def table(run: Run, config: Config, seconds: float | None = None) -> str:
         rows.append(_row(f"step {step} ({names[form]})", run, step))
     if run.export.is_file():
         export = json.loads(run.export.read_text(encoding="utf-8"))
+        accuracy = export["accuracy"]["tflite"]
         rows.append(
             (
                 ".tflite",
-                f"{100 * export['accuracy']['tflite']:.2f} %",
+                "" if accuracy is None else f"{100 * accuracy:.2f} %",
                 _size(export["bytes"]),
                 f"{export['seconds']:.0f} s",
             )
@@ -64,8 +65,10 @@ def _size(count: int) -> str:
 
 def write(run: Run, config: Config) -> None:
     """Writes report.md and the curves of a run."""
-    plots = [_curves(run, config, "accuracy", 100, "accuracy (%)")]
-    plots.append(_curves(run, config, "loss", 1, "loss"))
+    plots = []
+    if run.metrics.is_file():  # not of an imported network
+        plots.append(_curves(run, config, "accuracy", 100, "accuracy (%)"))
+        plots.append(_curves(run, config, "loss", 1, "loss"))
     lines = [
         f"# {config.model} on {config.dataset}",
         "",
@@ -73,19 +76,11 @@ def write(run: Run, config: Config) -> None:
         "",
         *(f"![{path.stem}](plots/{path.name})" for path in plots),
     ]
-    if run.export.is_file():
-        export = json.loads(run.export.read_text(encoding="utf-8"))
-        counts = export["binary_convolutions"]
-        lines += [
-            "",
-            "## The .tflite against Keras",
-            "",
-            f"- {counts['converted']} of {counts['expected']} binary convolutions are LceBconv2d",
-            f"- {export['bytes']:,} bytes; {export['float_bytes']:,} as float32 weights",
-            f"- same top-1 class on {100 * export['check']['agreement']:.2f} % of "
-            f"{export['check']['images']} test images; logits differ by at most "
-            f"{export['check']['largest_difference']:.2g}",
-        ]
+    for path in sorted(run.directory.glob("export*.json")):
+        from larq_adambnn.export.info import describe
+
+        export = json.loads(path.read_text(encoding="utf-8"))
+        lines += ["", f"## {export['file']}", "", *describe(export)]
     lines += _left_out(run)
     if run.analysis.is_file():
         lines += ["", "## Analyses"]

@@ -16,6 +16,7 @@ from larq_adambnn import (
     callbacks,
     data,
     distillation,
+    export,
     layers,
     losses,
     optimizers,
@@ -36,6 +37,9 @@ __all__ = ["train", "train_run"]
 def train(config: Config) -> None:
     """Trains the run of a config, or goes on with it, and exports and reports the result."""
     start = time.perf_counter()
+    exported = config.export and config.steps[-1] == (True, True)
+    if exported:
+        export.check_installed()
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = strategies.build(config)
@@ -47,13 +51,13 @@ def train(config: Config) -> None:
     if not strategies.is_chief(strategy):
         return
     with open_run(config) as run:
-        if config.export and not run.export.is_file():
-            from larq_adambnn import export
-
-            export.export_run(run, config, dataset)
-        report.write(run, config)
-        print()
-        print(report.table(run, config, seconds=time.perf_counter() - start))
+        try:
+            if exported and not run.export.is_file():
+                export.export_run(run, config, dataset)
+        finally:  # the training is worth its report in any case
+            report.write(run, config)
+            print()
+            print(report.table(run, config, seconds=time.perf_counter() - start))
 
 
 def train_run(config: Config, dataset: Dataset, *, title: str = "") -> None:

@@ -162,7 +162,7 @@ class Snapshot:
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 return file[name]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except Exception as error:  # a damaged archive raises many kinds
             raise UsageError(f"{self.path}: expected a snapshot: {error}") from None
 
 

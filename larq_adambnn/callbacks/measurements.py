@@ -110,6 +110,13 @@ def _size(variable) -> int:
     return variable.shape.num_elements()
 
 
+def _binarization(model) -> list[bool]:
+    """What is binary now, quantizer by quantizer."""
+    names = ("input_quantizer", *layers.KERNELS)
+    quantizers = [getattr(layer, n, None) for layer in model._flatten_layers() for n in names]
+    return [quantizer.precision == 1 for quantizer in quantizers if _is_binary(quantizer)]
+
+
 def _weighted_mean(by_layer: Mapping[str, float], kernels: Mapping[str, tf.Variable]) -> float:
     """Mean over layers, each counting with its number of weights."""
     sizes = {name: _size(kernel) for name, kernel in kernels.items()}
@@ -207,19 +214,10 @@ class CorrelationToInitialization(_Measurement):
     def on_train_begin(self, logs=None):
         self._kernels = binary_kernels(self.model)
         self._initial = {"run": self._bits(), "step": self._bits()}
-        self._form = self._binarization()
+        self._form = _binarization(self.model)
 
     def _bits(self) -> list[np.ndarray]:
         return [np.packbits(kernel.numpy() >= 0) for kernel in self._kernels.values()]
-
-    def _binarization(self) -> list[bool]:
-        """What is binary now, quantizer by quantizer."""
-        quantizers = [
-            getattr(layer, name, None)
-            for layer in self.model._flatten_layers()
-            for name in ("input_quantizer", *layers.KERNELS)
-        ]
-        return [quantizer.precision == 1 for quantizer in quantizers if _is_binary(quantizer)]
 
     def on_epoch_begin(self, epoch, logs=None):
         self._begun = False
@@ -228,7 +226,7 @@ class CorrelationToInitialization(_Measurement):
         if self._begun:
             return
         self._begun = True  # other callbacks may switch the model before the first batch
-        form = self._binarization()
+        form = _binarization(self.model)
         if form != self._form:
             self._form, self._initial["step"] = form, self._bits()
 
@@ -275,21 +273,32 @@ class ActivationSaturation(_Measurement):
         self.images = tf.convert_to_tensor(images)
         self.every = every
 
+    def on_train_begin(self, logs=None):
+        self._form = None
+
     def on_epoch_end(self, epoch, logs=None):
         if epoch % self.every:
             return
+        form = _binarization(self.model)
+        if form != self._form:  # a traced function keeps the form it was traced in
+            self._form, self._saturated = form, tf.function(self._count)
+        saturated = {name: int(count) for name, count in self._saturated().items()}
+        shares = {name: count / self._inputs[name] for name, count in saturated.items()}
+        total = sum(saturated.values()) / max(1, sum(self._inputs.values()))
+        self._log(logs, "saturation", shares, total)
+
+    def _count(self) -> dict[str, tf.Tensor]:
+        """The number of each layer's inputs outside [-1, 1]."""
         saturated: dict[str, tf.Tensor] = {}
-        inputs: dict[str, int] = {}
+        self._inputs: dict[str, int] = {}
 
         def count(name, x):
             outside = tf.math.count_nonzero(tf.abs(x) > 1)
             saturated[name] = saturated.get(name, 0) + outside
-            inputs[name] = inputs.get(name, 0) + _size(x)
+            self._inputs[name] = self._inputs.get(name, 0) + _size(x)
 
         visit_binary_inputs(self.model, self.images, count)
-        shares = {name: int(count) / inputs[name] for name, count in saturated.items()}
-        total = sum(int(count) for count in saturated.values()) / max(1, sum(inputs.values()))
-        self._log(logs, "saturation", shares, total)
+        return saturated
 
 
 class KernelMagnitude(_Measurement):

@@ -80,9 +80,12 @@ def center_box(height: tf.Tensor, width: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def support(box: tf.Tensor, size: int, height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """Window of the pixels that `resample` looks at for a box of a height x width image."""
+    """Window of the pixels that `resample` looks at for a box of a height x width image.
+
+    It has two more on each side, since the colours of a JPEG are interpolated.
+    """
     limits = tf.stack([height, width])
-    margin = tf.maximum(box[2:] / size, 1.0)
+    margin = tf.maximum(box[2:] / size, 1.0) + 2
     start = tf.maximum(tf.cast(tf.floor(box[:2] - margin), tf.int32), 0)
     end = tf.minimum(tf.cast(tf.math.ceil(box[:2] + box[2:] + margin), tf.int32), limits)
     return tf.concat([start, end - start], 0)

@@ -132,8 +132,7 @@ class Dataset:
         def examples(epoch):
             stream = source.stream.enumerate()
             if source.shuffle:
-                seed = config.seed * 2**31 + epoch
-                stream = stream.shuffle(source.shuffle, seed, reshuffle_each_iteration=False)
+                stream = _shuffle(stream, source.shuffle, config.seed, epoch)
             stream = stream.enumerate().take(steps * config.batch_size)
             stream = stream.skip(begin(epoch) * config.batch_size)
             stream = stream.filter(lambda at, _: at % config.batch_size // local == index)
@@ -232,8 +231,10 @@ class Dataset:
 
     def _explain(self, source: Source, index: int) -> bytes:
         reason = source.defect(index) or "failed when it was read, but not when it was read again"
-        hint = "--bad_images=skip leaves such images out, --mode=check_data lists them"
-        return f"{_MARK}{source.name(index)} {reason} ({hint})".encode(errors="replace")
+        line = f"{source.name(index)} {reason}"
+        if source.stream is None:
+            line += " (--bad_images=skip leaves such images out, --mode=check_data lists them)"
+        return (_MARK + line).encode(errors="replace")
 
     def _part(self, image, window) -> tuple[tf.Tensor, tf.Tensor]:
         """A window of an image on 0..255, and int32 (height, width) of the whole."""
@@ -312,7 +313,7 @@ class Dataset:
 def bad_example(error: Exception) -> str:
     """The line about the example that stopped a stream; "" if something else did."""
     found = re.search(rf"\[{_MARK}(.*?)\]\s+\[\[", str(error), re.DOTALL)
-    return found[1].replace("\\'", "'").replace('\\"', '"') if found else ""
+    return re.sub(r"\\(.)", r"\1", found[1]) if found else ""  # TensorFlow escapes \, ' and "
 
 
 def _whole(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
@@ -333,6 +334,21 @@ def _end(size: int) -> tf.data.Dataset:
     """One batch of (keys, indices) that asks for nothing."""
     nothing = tf.fill((size,), tf.constant(_NOTHING, tf.int64))
     return tf.data.Dataset.from_tensors((_key(0, 0, nothing), nothing))
+
+
+def _shuffle(stream: tf.data.Dataset, window: int, seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
+    """`stream.shuffle`, which takes no tensor as a seed."""
+    specs = tf.nest.flatten(stream.element_spec)
+    shuffled = tf.raw_ops.ShuffleDataset(
+        input_dataset=tf.data.experimental.to_variant(stream),
+        buffer_size=tf.constant(window, tf.int64),
+        seed=tf.constant(seed + 1, tf.int64),  # two zeros would mean a random seed
+        seed2=epoch,
+        output_types=[spec.dtype for spec in specs],
+        output_shapes=[spec.shape for spec in specs],
+        reshuffle_each_iteration=False,
+    )
+    return tf.data.experimental.from_variant(shuffled, stream.element_spec)
 
 
 def _padding(stream: tf.data.Dataset, count: int) -> tf.data.Dataset:

@@ -3,6 +3,8 @@
 import array
 import os
 import pathlib
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -18,8 +20,9 @@ _EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b
 
 
 def splits(directory: pathlib.Path) -> tuple[str, ...]:
-    """The folders of a directory, which may be splits."""
-    return _folders(directory, "a directory with train/CLASS/* and val/CLASS/*")
+    """The folders of a directory that hold folders: its splits."""
+    names = _folders(directory, "a directory with train/CLASS/* and val/CLASS/*")
+    return tuple(name for name in names if _folders(directory / name, "a folder"))
 
 
 def class_names(directory: pathlib.Path) -> tuple[str, ...]:
@@ -32,7 +35,7 @@ def class_names(directory: pathlib.Path) -> tuple[str, ...]:
     names = tuple(
         name
         for name in _folders(train, "a folder with a folder of images for each class")
-        if next(_walk(os.fsencode(train / name), [], []), None)
+        if next(_walk(os.fsencode(train / name), [], Counter()), None)
     )
     if not names:
         raise UsageError(f"--data_dir: expected folders with images in {train}; there are none")
@@ -42,7 +45,7 @@ def class_names(directory: pathlib.Path) -> tuple[str, ...]:
 def _folders(directory: pathlib.Path, expected: str) -> tuple[str, ...]:
     try:
         with os.scandir(directory) as entries:
-            return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+            return tuple(sorted(entry.name for entry in entries if _holds(entry.is_dir)))
     except OSError as error:
         raise UsageError(
             f"--data_dir: expected {expected}; received {str(directory)!r}: {error.strerror}"
@@ -63,7 +66,7 @@ def open_folder(directory: pathlib.Path, split: str) -> Source:
     folder = directory / split
     found = _folders(folder, "a folder with a folder of images for each class")
     problems: list[Problem] = []
-    others: list[bytes] = []  # files whose names are no image's
+    others: Counter[bytes] = Counter()  # extensions of files whose names are no image's
     # 1.3 million names as Python strings would take four times the memory.
     names, ends, numbers = bytearray(), array.array("q", [0]), array.array("i")
     bar = progress(f"reading names in {folder}", "images")
@@ -87,14 +90,15 @@ def open_folder(directory: pathlib.Path, split: str) -> Source:
     return _source(folder, classes, bytes(names), np.array(ends), np.array(numbers), problems)
 
 
-def _summary(folder: pathlib.Path, images: int, classes: int, others: list[bytes]) -> str:
+def _summary(folder: pathlib.Path, images: int, classes: int, others: Counter[bytes]) -> str:
     line = f"{folder}: {images:,} images, {classes:,} classes"
     if others:
-        line += f"; {len(others):,} files ignored by their names, such as {os.fsdecode(others[0])}"
+        kinds = ", ".join(_text(extension) or "no extension" for extension in sorted(others))
+        line += f"; {others.total():,} files ignored by their names ({kinds})"
     return line
 
 
-def _walk(folder: bytes, problems: list[Problem], others: list[bytes], prefix: bytes = b""):
+def _walk(folder: bytes, problems: list[Problem], others: Counter[bytes], prefix: bytes = b""):
     """Yields the names of the images in and below a folder, sorted, relative to the folder."""
     try:
         with os.scandir(os.path.join(folder, prefix)) as entries:
@@ -106,20 +110,27 @@ def _walk(folder: bytes, problems: list[Problem], others: list[bytes], prefix: b
         return
     below = []
     for entry in entries:
-        if entry.is_dir():
+        if _holds(entry.is_dir):
             if entry.is_symlink() and entry.path.startswith(os.path.realpath(entry.path)):
                 problems.append(Problem(_text(entry.path), "is a link to a folder that holds it"))
             else:
                 below.append(prefix + entry.name + b"/")
         elif not entry.name.lower().endswith(_EXTENSIONS):
-            others.append(entry.path)
-        elif entry.is_file():
+            others[os.path.splitext(entry.name)[1]] += 1
+        elif _holds(entry.is_file):
             yield prefix + entry.name
         else:
             kind = "a broken link" if entry.is_symlink() else "no regular file"
             problems.append(Problem(_text(entry.path), f"is {kind}"))
     for name in below:
         yield from _walk(folder, problems, others, name)
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:  # a circle of links
+        return False
 
 
 def _text(path: bytes) -> str:

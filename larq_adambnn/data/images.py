@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
+import PIL.TiffImagePlugin
+import PIL.WebPImagePlugin  # Pillow loads neither of the two by itself for named formats
 import tensorflow as tf
 
 __all__ = ["MAX_PIXELS", "decode", "defect", "rotation"]
@@ -17,7 +19,7 @@ MAX_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_START, _PNG_HEADER = b"\x89PNG\r\n\x1a\n", 33  # the latter in bytes
 
 Window = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -25,9 +27,11 @@ Window = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor, tf.Tensor]:
     """The part of an image that a window gives, undoing as little of the encoding as possible.
 
-    Of a JPEG only the window is decoded.  What is neither PNG nor a JPEG that ends as one
-    goes through Pillow: other formats, JPEGs with bytes after their end, damaged ones.
-    A rotation noted in EXIF is not applied, as torchvision's image folders do not.
+    Of a JPEG only the window is decoded; its first and last column may differ by a few
+    1/255 from those of the whole image, whose colours are interpolated from beyond.  What is
+    neither PNG nor a JPEG that ends as one goes through Pillow: other formats, JPEGs with
+    bytes after their end, damaged ones.  A rotation noted in EXIF is not applied, as
+    torchvision's image folders do not.
 
     Args:
         encoded: the file's bytes, a string scalar; its content tells its format.
@@ -40,10 +44,11 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
     Raises:
         tf.errors.OpError: when run, on what is no image; `defect` says why.
     """
+    length = tf.strings.length(encoded)
     start = tf.strings.substr(encoded, 0, 8)
-    is_jpeg = (tf.strings.substr(start, 0, 3) == _JPEG_START) & (
-        tf.strings.substr(encoded, -2, 2) == _JPEG_END
-    )
+    end = tf.strings.substr(encoded, tf.maximum(length - 2, 0), 2)
+    is_jpeg = (tf.strings.substr(start, 0, 3) == _JPEG_START) & (end == _JPEG_END)
+    is_png = (start == _PNG_START) & (length > _PNG_HEADER)
 
     def jpeg():
         shape = tf.io.extract_jpeg_shape(encoded)[:2]
@@ -62,12 +67,16 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
 
     def pillow():
         image = tf.numpy_function(
-            lambda data: _pillow(data, channels), [encoded], tf.uint8, stateful=False
+            # eagerly, the bytes come as an array
+            lambda data: _pillow(np.asarray(data, object).item(), channels),
+            [encoded],
+            tf.uint8,
+            stateful=False,
         )
         return tf.ensure_shape(image, (None, None, channels))
 
     def whole():
-        image = tf.cond(start == _PNG_START, png, pillow)
+        image = tf.cond(is_png, png, pillow)
         shape = tf.shape(image)[:2]
         top, left, height, width = tf.unstack(window(shape[0], shape[1]))
         return image[top : top + height, left : left + width], shape

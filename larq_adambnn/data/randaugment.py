@@ -105,7 +105,7 @@ def _grey(image):
     if image.shape[-1] == 1:
         return tf.cast(image, tf.int32)
     weighted = tf.reduce_sum(tf.cast(image, tf.int32) * _LUMA, axis=-1, keepdims=True)
-    return (weighted + (1 << 15)) >> 16
+    return (weighted + 32768) // 65536
 
 
 def brightness(image, strength):

@@ -1,6 +1,7 @@
 """What every kind of data set gives: examples in any order, not decoded yet."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -64,12 +65,13 @@ class Source:
         """Why the example at an index cannot be used, in one line; "" if it can."""
         try:
             if self.stream is not None:
-                image, label = self.stream.skip(index).get_single_element()
+                image, label = self.stream.skip(index).take(1).get_single_element()
             else:
                 image, label = (values[0] for values in self.lookup(tf.constant([index])))
             label, image = int(label), self.load(image).numpy()
         except tf.errors.OpError as error:
-            return f"cannot be read: {' '.join(error.message.split()).rpartition('; ')[2]}"
+            reason = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message)
+            return f"cannot be read: {' '.join(reason.split()).rpartition('; ')[2]}"
         if not 0 <= label < len(self.class_names):
             return f"has label {label}; expected 0 to {len(self.class_names) - 1}"
         return images.defect(image, self.channels) if isinstance(image, bytes) else ""

@@ -1,50 +1,193 @@
 """The proof that a .tflite computes what the Keras model computes."""
 
+import collections
 import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["Check", "check", "predict"]
+from larq_adambnn.export.doctor import binary_layers, bits, converted
+from larq_adambnn.export.fold import quantizer
+from larq_adambnn.export.interpreter import predictions
+from larq_adambnn.export.tflite import Graph, with_outputs
+from larq_adambnn.export.walk import recall, walk
+
+__all__ = ["Check", "check"]
+
+# What a .tflite of the same network must reach
+SIGNS_LIMIT = 0.999
+LOGITS_LIMIT = 1e-3  # of the largest logit
+AGREEMENT_LIMIT = 0.99  # of trained networks; the logits of others nearly tie
+FALL_LIMIT = 0.005  # of the top-1 accuracy, for a quantized network
+_BATCH = 8
+_RANDOM_IMAGES = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
     """Keras against .tflite on the same images.
 
+    Float32 rounding flips a few of the signs near 0, and each flip changes many inputs of
+    the signs after it.  So that this does not hide an operator that computes something
+    else, Keras is run twice: freely, and with the .tflite's own signs in the place of its.
+
     Attributes:
         images: number of images compared.
         largest_difference, mean_difference: of the logits, absolute.
         agreement: share of images with the same top-1 class.
+        signs: share of equal signs before each converted binary layer, by name, where the
+            layers before it were given the same signs; anything systematic shows here.
+        free_signs: the same, each running freely.
+        same_signs_difference: largest difference of the logits given the same signs.
+        keras_accuracy, tflite_accuracy: top-1, where there are labels.
+        failures: what misses its limit, a line each.
     """
 
     images: int
     largest_difference: float
     mean_difference: float
     agreement: float
+    signs: dict[str, float]
+    free_signs: dict[str, float]
+    same_signs_difference: float
+    keras_accuracy: float | None
+    tflite_accuracy: float | None
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
 
 
-def predict(tflite: bytes, images: np.ndarray) -> np.ndarray:
-    """Logits (B, num_classes) of float32 images (B, H, W, C) in LCE's interpreter."""
-    from larq_compute_engine.tflite.python.interpreter import Interpreter
+def check(
+    model: tf.keras.Model,
+    tflite: bytes,
+    images: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    *,
+    quantized: bool = False,
+    processes: int = 1,
+) -> Check:
+    """Compares a model and its .tflite, in their logits and at every sign.
 
-    return Interpreter(tflite, num_threads=_threads()).predict(np.asarray(images, np.float32))
+    With labels the network counts as trained, and the top-1 classes must agree.
+
+    Args:
+        model: the float32 network as it was before it was folded.
+        tflite: the bytes of the file.
+        images: preprocessed, (B, H, W, C); by default a few normally distributed ones.
+        labels: integers (B,).
+        quantized: the file has int8 operators, so that another limit holds: the accuracy
+            may fall by half a point.
+        processes: see `predictions`.
+
+    Raises:
+        ValueError: the file is no TFLite model or takes other images.
+    """
+    if images is None:
+        shape = (_RANDOM_IMAGES, *model.input_shape[1:])
+        images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    graph = Graph(tflite)
+    layers = {layer.name: layer for layer in binary_layers(model)}
+    places = converted(layers.values(), graph)
+    probe = with_outputs(tflite, [graph.operators[i].inputs[0] for i in places.values()])
+    batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    logits, free, same = [], collections.Counter(), collections.Counter()
+    sizes = collections.Counter()
+    results = predictions(probe, batches, processes=processes)
+    for batch, (tflite_logits, *words) in zip(batches, results, strict=True):
+        negative = {
+            name: bits(packed, layers[name].get_input_shape_at(0)[-1])
+            for name, packed in zip(places, words, strict=True)
+        }
+        keras_logits, own = _run(model, batch, places)
+        forced_logits, forced = _run(model, batch, places, negative)
+        logits.append((keras_logits, forced_logits, tflite_logits))
+        for name, expected in negative.items():
+            sizes[name] += expected.size
+            free[name] += np.count_nonzero(own[name] == expected)
+            same[name] += np.count_nonzero(forced[name] == expected)
+    return _result(
+        *(np.concatenate(parts) for parts in zip(*logits, strict=True)),
+        labels,
+        {name: float(same[name] / sizes[name]) for name in places},
+        {name: float(free[name] / sizes[name]) for name in places},
+        quantized,
+    )
 
 
-def _threads() -> int:
-    import os
+def _run(model, images: np.ndarray, names, negative=None) -> tuple[np.ndarray, dict]:
+    """Logits, and by layer whether the signs before it are negative.
 
-    return len(os.sched_getaffinity(0))
+    Args:
+        model: a functional model.
+        images: (B, H, W, C).
+        names: the layers whose signs are asked for.
+        negative: signs to use instead, by layer; what is returned are the model's own.
+    """
+    own = {}
+
+    def call(node, tensors):
+        layer = node.layer
+        if hasattr(layer, "_nodes_by_depth"):
+            return walk(layer, tensors, call)
+        if layer.name in names:
+            sign = quantizer(layer, "input_quantizer")
+            values = tensors[0] if sign is None else sign(tensors[0])
+            own[layer.name] = values.numpy() < 0
+            if negative is not None:
+                tensors = [tf.where(negative[layer.name], -1.0, 1.0)]
+        return tf.nest.flatten(recall(layer, node, tensors))
+
+    (logits,) = walk(model, [tf.constant(images, tf.float32)], call)
+    return logits.numpy(), own
 
 
-def check(model: tf.keras.Model, tflite: bytes, images: np.ndarray) -> Check:
-    """Compares the logits of a model and its .tflite on images (B, H, W, C)."""
-    expected = model.predict(images, verbose=0)
-    received = predict(tflite, images)
-    difference = np.abs(expected - received)
+def _result(keras, forced, tflite, labels, signs, free_signs, quantized: bool) -> Check:
+    difference, same_signs = np.abs(keras - tflite), np.abs(forced - tflite)
+    agreement = float(np.mean(keras.argmax(-1) == tflite.argmax(-1)))
+    accuracies = (None, None)
+    if labels is not None:
+        accuracies = tuple(float(np.mean(x.argmax(-1) == labels)) for x in (keras, tflite))
+    failures = []
+
+    def expect(condition, line):
+        if not condition:
+            failures.append(line)
+
+    expect(np.isfinite(keras).all() and np.isfinite(tflite).all(), "the logits are not all finite")
+    if quantized:
+        expect(
+            labels is None or accuracies[0] - accuracies[1] <= FALL_LIMIT,
+            f"top-1 accuracy falls from {accuracies[0]} to {accuracies[1]}; expected by at most "
+            f"{FALL_LIMIT}",
+        )
+    else:
+        for name, share in signs.items():
+            expect(
+                share >= SIGNS_LIMIT,
+                f"{100 * share:.2f} % of the signs before {name} agree; expected "
+                f"{100 * SIGNS_LIMIT} %",
+            )
+        expect(
+            same_signs.max() <= LOGITS_LIMIT * np.abs(keras).max(),
+            f"given the same signs, the logits differ by {same_signs.max():.2g}; expected at most "
+            f"{LOGITS_LIMIT} of the largest, {np.abs(keras).max():.2g}",
+        )
+        expect(
+            labels is None or agreement >= AGREEMENT_LIMIT,
+            f"the top-1 class is the same on {100 * agreement:.2f} % of the images; expected "
+            f"{100 * AGREEMENT_LIMIT:.0f} %",
+        )
     return Check(
-        images=len(images),
+        images=len(keras),
         largest_difference=float(difference.max()),
         mean_difference=float(difference.mean()),
-        agreement=float(np.mean(expected.argmax(-1) == received.argmax(-1))),
+        agreement=agreement,
+        signs=signs,
+        free_signs=free_signs,
+        same_signs_difference=float(same_signs.max()),
+        keras_accuracy=accuracies[0],
+        tflite_accuracy=accuracies[1],
+        failures=tuple(failures),
     )

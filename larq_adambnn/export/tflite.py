@@ -1,31 +1,240 @@
-"""Reading .tflite files: their operators, without running them."""
+"""Reading and changing .tflite files, without running them."""
 
-import collections
+import copy
+import dataclasses
+import functools
+import warnings
 
-__all__ = ["operators"]
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["Graph", "Operator", "float_outputs", "operators", "single_operator", "with_outputs"]
+
+_SAME = 0  # TFLite's enum Padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """One operator of a .tflite.
+
+    Attributes:
+        kind: its name in TFLite's schema, or its own if it is custom.
+        inputs, outputs: indices of tensors; -1 stands for an input that is left out.
+        options: of LCE's operators, their settings.
+    """
+
+    kind: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: dict
+
+
+class Graph:
+    """The operators and tensors of a .tflite with one subgraph.
+
+    Raises:
+        ValueError: the bytes are no valid TFLite model, or it has several subgraphs.
+    """
+
+    def __init__(self, tflite: bytes):
+        _verify(tflite)
+        schema = _schema()
+        self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite, 0))
+        if len(self.model.subgraphs) != 1:
+            raise ValueError(
+                f"Expected a TFLite model of one graph. Received: {len(self.model.subgraphs)}"
+            )
+        self.graph = self.model.subgraphs[0]
+        self.inputs, self.outputs = list(self.graph.inputs), list(self.graph.outputs)
+
+    @functools.cached_property
+    def operators(self) -> list[Operator]:
+        return [
+            Operator(self._kind(op.opcodeIndex), tuple(op.inputs), tuple(op.outputs), _options(op))
+            for op in self.graph.operators
+        ]
+
+    def shape(self, tensor: int) -> tuple[int, ...]:
+        shape = self.graph.tensors[tensor].shape
+        return () if shape is None else tuple(int(size) for size in shape)
+
+    def dtype(self, tensor: int) -> np.dtype:
+        return np.dtype(_types()[self.graph.tensors[tensor].type])
+
+    def scale(self, tensor: int) -> np.ndarray | None:
+        """The scales of a quantized tensor: one, or one per channel; None if it has none."""
+        quantization = self.graph.tensors[tensor].quantization
+        scale = None if quantization is None else quantization.scale
+        return None if scale is None or len(scale) == 0 else np.asarray(scale)
+
+    def name(self, tensor: int) -> str:
+        return (self.graph.tensors[tensor].name or b"").decode(errors="replace")
+
+    def constant(self, tensor: int) -> np.ndarray | None:
+        """The values of a constant tensor; None if it is none."""
+        data = self._data(tensor)
+        return None if data is None else data.view(self.dtype(tensor)).reshape(self.shape(tensor))
+
+    def weight_bytes(self, operator: Operator) -> int:
+        """Bytes of an operator's constants."""
+        data = [self._data(tensor) for tensor in operator.inputs]
+        return sum(len(values) for values in data if values is not None)
+
+    def _data(self, tensor: int) -> np.ndarray | None:
+        if tensor < 0:
+            return None
+        data = self.model.buffers[self.graph.tensors[tensor].buffer].data
+        return None if data is None or len(data) == 0 else np.asarray(data)
+
+    def _kind(self, index: int) -> str:
+        code = self.model.operatorCodes[index]
+        builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+        name = _names()[builtin]
+        return code.customCode.decode(errors="replace") if name == "CUSTOM" else name
+
+    def to_bytes(self) -> bytes:
+        """The file with the changes made to `model`."""
+        import flatbuffers
+
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
+        return bytes(builder.Output())
 
 
 def operators(tflite: bytes) -> dict[str, int]:
-    """Number of operators of each kind in a .tflite, custom ones by their own name.
+    """Number of operators of each kind in a .tflite, the most frequent first.
 
     Raises:
         ValueError: the bytes are no TFLite model.
     """
-    from tensorflow.lite.python import schema_py_generated as schema
+    counts: dict[str, int] = {}
+    for operator in Graph(tflite).operators:
+        counts[operator.kind] = counts.get(operator.kind, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
-    if tflite[4:8] != b"TFL3":
-        raise ValueError("Expected a TFLite model (identifier TFL3 at byte 4)")
-    model = schema.Model.GetRootAs(tflite, 0)
-    names = {
-        number: name for name, number in vars(schema.BuiltinOperator).items() if name[0] != "_"
-    }
-    codes = []
-    for index in range(model.OperatorCodesLength()):
-        code = model.OperatorCodes(index)
-        builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-        codes.append(code.CustomCode().decode() if names[builtin] == "CUSTOM" else names[builtin])
-    graph = model.Subgraphs(0)
-    counts = collections.Counter(
-        codes[graph.Operators(index).OpcodeIndex()] for index in range(graph.OperatorsLength())
+
+def with_outputs(tflite: bytes, tensors: list[int]) -> bytes:
+    """The same file that gives further tensors after its outputs."""
+    graph = Graph(tflite)
+    graph.graph.outputs = [*graph.outputs, *tensors]
+    graph.model.signatureDefs = None  # they name the former outputs
+    return graph.to_bytes()
+
+
+def single_operator(tflite: bytes, index: int, count: int) -> bytes:
+    """A file that holds one operator of another several times, on the same input."""
+    graph = Graph(tflite)
+    (op,) = graph.graph.operators[index : index + 1]
+    copies = [op]
+    for _ in range(count - 1):
+        clone = copy.copy(op)
+        clone.outputs = []
+        for tensor in op.outputs:
+            clone.outputs.append(len(graph.graph.tensors))
+            graph.graph.tensors.append(copy.copy(graph.graph.tensors[tensor]))
+        copies.append(clone)
+    graph.graph.operators = copies
+    graph.graph.inputs = [t for t in op.inputs if t >= 0 and graph.constant(t) is None]
+    graph.graph.outputs = list(op.outputs)
+    graph.model.signatureDefs = None
+    return graph.to_bytes()
+
+
+def float_outputs(tflite: bytes) -> tuple[bytes, list[str]]:
+    """Lets the binary convolutions that cannot give int8 give float32, to be quantized after.
+
+    LCE computes the edges of a binary convolution that pads with zeros in float32 alone;
+    its converter writes int8 outputs all the same, which its interpreter then refuses.
+
+    Returns:
+        The changed file, and the names of the outputs that are float32 now.
+    """
+    graph = Graph(tflite)
+    schema, model, names = _schema(), graph.model, []
+    changed = []
+    for op, operator in zip(graph.graph.operators, graph.operators, strict=True):
+        changed.append(op)
+        if not _pads_zeros(graph, operator) or graph.dtype(operator.outputs[0]) != np.int8:
+            continue
+        output = graph.graph.tensors[operator.outputs[0]]
+        names.append(graph.name(operator.outputs[0]))
+        real = schema.TensorT()
+        real.shape, real.type, real.hasRank = output.shape, schema.TensorType.FLOAT32, True
+        real.name, real.buffer = (output.name or b"") + b"/float", 0
+        quantize = schema.OperatorT()
+        quantize.opcodeIndex = _opcode(model, schema.BuiltinOperator.QUANTIZE)
+        quantize.inputs, quantize.outputs = [len(graph.graph.tensors)], [operator.outputs[0]]
+        op.outputs = [len(graph.graph.tensors)]
+        graph.graph.tensors.append(real)
+        changed.append(quantize)
+    graph.graph.operators = changed
+    return (graph.to_bytes() if names else tflite), names
+
+
+def _pads_zeros(graph: Graph, operator: Operator) -> bool:
+    options = operator.options
+    return (
+        operator.kind == "LceBconv2d"
+        and options["padding"] == _SAME
+        and options["pad_values"] == 0
+        and graph.shape(operator.inputs[1])[1:3] != (1, 1)
     )
-    return dict(counts.most_common())
+
+
+def _opcode(model, builtin: int) -> int:
+    """The index of a built-in operator in the model's table, which it is added to if missing."""
+    for index, code in enumerate(model.operatorCodes):
+        if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin:
+            return index
+    code = _schema().OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = builtin
+    code.version = 1
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def _verify(tflite: bytes) -> None:
+    """Raises ValueError unless every offset in the file is inside it.
+
+    LCE's interpreter does not look, and may end the process on a damaged file.
+    """
+    expected = "Expected a TFLite model. Received:"
+    if tflite[4:8] != b"TFL3":
+        raise ValueError(f"{expected} {len(tflite):,} bytes without its mark TFL3 at byte 4")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its deprecation
+            tf.lite.Interpreter(model_content=tflite)
+    except ValueError as error:
+        raise ValueError(f"{expected} {len(tflite):,} bytes, truncated or damaged") from error
+
+
+def _options(op) -> dict:
+    from flatbuffers import flexbuffers
+
+    if op.customOptions is None or len(op.customOptions) == 0:
+        return {}
+    return flexbuffers.Loads(bytes(bytearray(op.customOptions)))
+
+
+def _schema():
+    from tensorflow.lite.python import schema_py_generated
+
+    return schema_py_generated
+
+
+@functools.cache
+def _names() -> dict[int, str]:
+    codes = vars(_schema().BuiltinOperator)
+    return {number: name for name, number in codes.items() if name[0] != "_"}
+
+
+@functools.cache
+def _types() -> dict[int, str]:
+    """NumPy's names of the schema's types."""
+    types = {
+        number: name.lower()
+        for name, number in vars(_schema().TensorType).items()
+        if name[0] != "_"
+    }
+    return {number: {"string": "object"}.get(name, name) for number, name in types.items()}

@@ -1,0 +1,204 @@
+"""The conversion doctor: what became of every binary convolution, and what the file holds."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+
+import larq as lq
+import numpy as np
+import tensorflow as tf
+
+from larq_adambnn.export.fold import quantizer, signs_and_scales
+from larq_adambnn.export.tflite import Graph, Operator
+from larq_adambnn.layers import KERNELS
+
+__all__ = ["Diagnosis", "binary_layers", "bits", "converted", "diagnose", "pack"]
+
+_REAL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What is in a .tflite, against the Keras model that it was made of.
+
+    Attributes:
+        converted: index of the LceBconv2d operator by the layer's name.
+        float_layers: (reason, advice) of each binary layer that is computed in real
+            arithmetic, by its name.
+        operators: by kind, the most frequent first: count, weight_bytes, binary_macs and
+            real_macs (of one image).
+    """
+
+    converted: dict[str, int]
+    float_layers: dict[str, tuple[str, str]]
+    operators: dict[str, dict[str, int]]
+
+    @property
+    def expected(self) -> int:
+        return len(self.converted) + len(self.float_layers)
+
+
+def diagnose(model: tf.keras.Model, tflite: bytes, folded: tf.keras.Model) -> Diagnosis:
+    """Finds every binary layer of a model in its .tflite.
+
+    Args:
+        model: the network as it was built.
+        tflite: what it was converted to.
+        folded: the form of it that was converted.
+    """
+    graph = Graph(tflite)
+    layers = list(binary_layers(model))
+    found = converted(layers, graph)
+    left = [layer for layer in layers if layer.name not in found]
+    reasons = _reasons(left, folded) if left else {}
+    return Diagnosis(found, reasons, _summary(graph))
+
+
+def binary_layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
+    """The layers of a model, or of models in it, that are meant to be binary.
+
+    Their kernel is quantized to 1 bit, and so is their input, unless it is the image.
+    """
+    for layer in model._flatten_layers(include_self=False):
+        one_bit = any(
+            getattr(quantizer(layer, attribute), "precision", None) == 1 for attribute in KERNELS
+        )
+        if (one_bit or _has_binary_kernel(layer)) and not _on_image(layer):
+            yield layer
+
+
+def _has_binary_kernel(layer) -> bool:
+    return isinstance(layer, lq.layers.QuantConv2D) and signs_and_scales(layer) is not None
+
+
+def _on_image(layer) -> bool:
+    """Whether a layer without a sign is the first that has weights."""
+    if getattr(layer, "input_quantizer", None) is not None:
+        return False
+    nodes = list(layer._inbound_nodes)
+    while nodes:
+        for previous in tf.nest.flatten(nodes.pop().keras_inputs):
+            source = previous.node.layer
+            if source.weights or isinstance(source, tf.keras.layers.Activation):
+                return False
+            nodes.append(previous.node)
+    return True
+
+
+def pack(negative: np.ndarray) -> np.ndarray:
+    """Booleans (..., C) as LCE packs signs: int32 (..., C / 32), a set bit for a negative one."""
+    words = -(-negative.shape[-1] // 32)
+    padded = np.zeros((*negative.shape[:-1], 32 * words), bool)
+    padded[..., : negative.shape[-1]] = negative
+    return np.packbits(padded, axis=-1, bitorder="little").view("<i4")
+
+
+def bits(words: np.ndarray, channels: int) -> np.ndarray:
+    """The inverse of `pack`: booleans (..., C)."""
+    words = np.ascontiguousarray(words, "<i4")
+    return np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")[..., :channels] > 0
+
+
+def converted(layers, graph: Graph) -> dict[str, int]:
+    """Index of the LceBconv2d of each layer, by name: the one that holds its very signs."""
+    filters = collections.defaultdict(list)
+    for index, operator in enumerate(graph.operators):
+        if operator.kind == "LceBconv2d":
+            words = graph.constant(operator.inputs[1])
+            filters[words.shape, words.tobytes()].append(index)
+    found = {}
+    for layer in layers:
+        form = signs_and_scales(layer) if hasattr(layer, "kernel") else None
+        if form is None or form[0].ndim != 4:
+            continue
+        words = pack(form[0].transpose(3, 0, 1, 2) < 0)
+        same = filters[words.shape, words.tobytes()]
+        if same:
+            found[layer.name] = same.pop(0)
+    return found
+
+
+def _reasons(layers, folded: tf.keras.Model) -> dict[str, tuple[str, str]]:
+    """Why LCE left layers real, and what to do."""
+    spec = tf.TensorSpec((1, *folded.input_shape[1:]), folded.input.dtype)
+    graph = tf.function(lambda x: folded(x, training=False)).get_concrete_function(spec).graph
+    sources = {}
+    for operation in graph.get_operations():
+        if operation.type == "Conv2D":
+            for part in operation.name.split("/"):
+                sources.setdefault(part, _source(operation.inputs[0]))
+    return {layer.name: _reason(layer, sources.get(layer.name)) for layer in layers}
+
+
+def _source(tensor):
+    """The operation that computes a tensor, without those that only pass it on."""
+    while tensor.op.type in ("Identity", "IdentityN"):
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor.op
+
+
+def _reason(layer, source) -> tuple[str, str]:
+    if not isinstance(layer, tf.keras.layers.Conv2D) or isinstance(
+        layer, tf.keras.layers.DepthwiseConv2D | tf.keras.layers.Conv2DTranspose
+    ):
+        return (
+            f"LCE has no binary form of {type(layer).__name__}",
+            "use QuantConv2D, or keep the layer real",
+        )
+    if layer.groups > 1:
+        return (
+            f"it has {layer.groups} groups, LCE's convolution has none",
+            "use groups=1, or one QuantConv2D for each group",
+        )
+    precision = getattr(quantizer(layer, "input_quantizer"), "precision", 1)
+    if precision != 1:
+        return (
+            f"its input has {precision} bits, LCE's has 1",
+            "use a sign such as ste_sign as the input quantizer",
+        )
+    if signs_and_scales(layer) is None:
+        return (
+            "its quantized kernel is not one scale per output channel times +1 and -1",
+            "use ste_sign, magnitude_aware_sign or ScaledSign as the kernel quantizer",
+        )
+    if source is not None and source.type in ("Pad", "PadV2", "MirrorPad"):
+        return (
+            "an explicit padding stands between the sign and the convolution",
+            'use padding="same" (and pad_values=1 for ones), or pad before the sign',
+        )
+    if source is not None and source.type not in ("Select", "SelectV2", "Sign"):
+        return (
+            f"the sign of its input is missing: it takes what {source.type} gives",
+            "give the layer an input quantizer such as ste_sign",
+        )
+    return (
+        "LCE's converter left it for a reason that is not known here",
+        "compare it with a layer that was converted",
+    )
+
+
+def _summary(graph: Graph) -> dict[str, dict[str, int]]:
+    summary = {}
+    for operator in graph.operators:
+        row = summary.setdefault(
+            operator.kind, {"count": 0, "weight_bytes": 0, "binary_macs": 0, "real_macs": 0}
+        )
+        row["count"] += 1
+        row["weight_bytes"] += graph.weight_bytes(operator)
+        if operator.kind == "LceBconv2d":
+            row["binary_macs"] += _macs(graph, operator, operator.options["channels_in"])
+        elif operator.kind in _REAL:
+            row["real_macs"] += _macs(graph, operator, None)
+    return dict(sorted(summary.items(), key=lambda item: -item[1]["count"]))
+
+
+def _macs(graph: Graph, operator: Operator, channels: int | None) -> int:
+    """Multiply-accumulates: the weights, each used once for every output pixel."""
+    weights = graph.shape(operator.inputs[1])
+    if channels is not None:
+        weights = (*weights[:-1], channels)
+    if operator.kind == "TRANSPOSE_CONV":
+        pixels = graph.shape(operator.inputs[2])[1:3]
+    else:
+        pixels = graph.shape(operator.outputs[0])[1:-1]
+    return int(np.prod(weights, dtype=np.int64) * np.prod(pixels, dtype=np.int64))
