@@ -159,8 +159,8 @@ def _result(keras, forced, tflite, labels, signs, free_signs, quantized: bool) -
     if quantized:
         expect(
             labels is None or accuracies[0] - accuracies[1] <= FALL_LIMIT,
-            f"top-1 accuracy falls from {accuracies[0]} to {accuracies[1]}; expected by at most "
-            f"{FALL_LIMIT}",
+            f"top-1 accuracy falls from {accuracies[0]:.2%} to {accuracies[1]:.2%}; expected by at "
+            f"most {100 * FALL_LIMIT} points",
         )
     else:
         for name, share in signs.items():

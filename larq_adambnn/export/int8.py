@@ -10,7 +10,7 @@ import collections
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import losses, optimizers
+from larq_adambnn import callbacks, losses, optimizers
 from larq_adambnn.export.convert import convert_as_is
 from larq_adambnn.export.fold import Affine, quantizer
 from larq_adambnn.export.tflite import Graph, float_outputs
@@ -161,7 +161,12 @@ def _adjusted(folded: tf.keras.Model, ranges) -> dict[str, tuple[float, float]]:
 
 
 def fine_tune(
-    quantized: tf.keras.Model, folded: tf.keras.Model, batches: tf.data.Dataset, steps: int
+    quantized: tf.keras.Model,
+    folded: tf.keras.Model,
+    batches: tf.data.Dataset,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
 ) -> None:
     """Trains what is real in a quantized model to give what the folded one gives.
 
@@ -169,13 +174,15 @@ def fine_tune(
         quantized: what `quantize` gives; it is changed.
         folded: its teacher, what it was made of.
         batches: endless (images, labels); the labels are not used.
-        steps: number of batches.
+        epochs, steps_per_epoch: how long; the learning rate falls to 0 meanwhile.
     """
     quantized.compile(optimizers.Adam(_LEARNING_RATE), losses.DistributionLoss())
     teacher = tf.function(lambda images: folded(images, training=False))
     quantized.fit(
         batches.map(lambda images, labels: (images, teacher(images))),
-        steps_per_epoch=steps,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        callbacks=[callbacks.LinearDecay(_LEARNING_RATE, (epochs,))],
         verbose=0,
     )
 

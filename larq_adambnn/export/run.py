@@ -180,8 +180,13 @@ def _convert_int8(folded, config: Config, dataset: Dataset, note: str) -> tuple[
     if config.int8_epochs:
         if note or not dataset.steps_per_epoch:
             raise UsageError(f"--int8_epochs: expected a training set of a batch or more; {note}")
-        steps = config.int8_epochs * dataset.steps_per_epoch
-        int8.fine_tune(quantized, folded, dataset.train(), steps)
+        int8.fine_tune(
+            quantized,
+            folded,
+            dataset.train(),
+            epochs=config.int8_epochs,
+            steps_per_epoch=dataset.steps_per_epoch,
+        )
     return int8.convert_int8(quantized, int8_io=config.io_type == "int8")
 
 
