@@ -128,4 +128,6 @@ def precision(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        tf.keras.mixed_precision.set_global_policy(before)
+        # A policy once set ends that of floatx, unless it is taken back.
+        own = before.name != tf.keras.backend.floatx()
+        tf.keras.mixed_precision.set_global_policy(before if own else None)

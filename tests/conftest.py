@@ -13,10 +13,18 @@ import larq_adambnn  # noqa: F401  (selects Keras 2 before TensorFlow is importe
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Every test starts from the same seed and leaves no models behind."""
+    """Every test starts from the same seed, in float32, and leaves no models behind."""
     tf.keras.utils.set_random_seed(0)
     yield
+    tf.keras.mixed_precision.set_global_policy(None)  # which follows floatx
+    tf.keras.backend.set_floatx("float32")
     tf.keras.backend.clear_session()
+
+
+@pytest.fixture
+def float64():
+    """Layers compute in float64 for one test."""
+    tf.keras.backend.set_floatx("float64")
 
 
 @pytest.fixture(scope="session")

@@ -137,13 +137,6 @@ class Torch:
         return self.classify(x)
 
 
-@pytest.fixture
-def float64():
-    tf.keras.backend.set_floatx("float64")
-    yield
-    tf.keras.backend.set_floatx("float32")
-
-
 @pytest.mark.parametrize(
     "name, size", [("reactnet_a", (64, 96)), ("reactnet18", (96, 64)), ("resnet34", (45, 70))]
 )

@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import larq_adambnn
 from larq_adambnn import checkpoints, losses, models, optimizers
@@ -20,12 +19,11 @@ RATE = 2.5e-3
 BINARY = {"step1": (True, False), "step2": (True, True)}
 
 
-@pytest.fixture
-def float64():
-    tf.keras.backend.set_floatx("float64")
+@pytest.fixture(autouse=True)
+def _collected():
+    """Gigabytes of activations do not wait for the next test."""
     yield
-    tf.keras.backend.set_floatx("float32")
-    gc.collect()  # gigabytes of activations
+    gc.collect()
 
 
 def loaded(case):

@@ -16,13 +16,6 @@ SHAPES = {"conv/kernel": (3, 3, 2, 4), "rsign/shift": (4,), "bn/gamma": (4,), "f
 DECAYED = ("conv/kernel", "rsign/shift")  # what the published rule takes
 
 
-@pytest.fixture
-def floatx():
-    """Sets Keras's type (that of a learning rate, too) for one test."""
-    yield tf.keras.backend.set_floatx
-    tf.keras.backend.set_floatx("float32")
-
-
 def problem(dtype, steps, seed=0):
     """Start values and a gradient a step, of sizes from 1e-10 (where epsilon counts) to 10."""
     rng = np.random.default_rng(seed)
@@ -78,9 +71,9 @@ def run_torch(kind, start, gradients, learning_rates, weight_decay, **options):
     ],
     ids=["adam", "amsgrad", "adamw", "momentum", "sgd"],
 )
-def test_is_pytorch(build, kind, options, weight_decay, dtype, tolerance, floatx):
+def test_is_pytorch(build, kind, options, weight_decay, dtype, tolerance):
     """20 steps: differences are rounding, which an update passes on."""
-    floatx(dtype)
+    tf.keras.backend.set_floatx(dtype)
     start, gradients = problem(dtype, steps=20)
     rates = [0.01 * (1 - step / 20) for step in range(20)]
     expected = run_torch(kind, start, gradients, rates, weight_decay, **options)

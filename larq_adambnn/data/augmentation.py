@@ -7,6 +7,7 @@ in float32, where pixel i covers i to i + 1.
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
 _SCALE = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _TRIES = 10
+_JUST_BELOW_HALF = np.full((1, 2), np.nextafter(np.float32(0.5), np.float32(0)))
 _RESIZE_RATIO = 256 / 224  # evaluation: shorter side to the crop's side
 
 # Eigenvectors (columns) and eigenvalues of the RGB covariance of ImageNet's training
@@ -43,30 +45,20 @@ def crop_window(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor) -> tf.Tens
     with the ratio nearest to the image's.
     """
     draws = tf.random.stateless_uniform((4, _TRIES), seed)
-    full_height, full_width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    area = full_height * full_width * (_SCALE[0] + draws[0] * (_SCALE[1] - _SCALE[0]))
+    limits = tf.cast(tf.stack([height, width]), tf.float32)
+    area = tf.reduce_prod(limits) * (_SCALE[0] + draws[0] * (_SCALE[1] - _SCALE[0]))
     low, high = (math.log(ratio) for ratio in _RATIO)
     ratio = tf.exp(low + draws[1] * (high - low))
-    sides = tf.round(tf.sqrt(tf.stack([area / ratio, area * ratio], axis=1)))
-    limits = tf.stack([full_height, full_width])
-    fits = tf.reduce_all((sides > 0) & (sides <= limits), axis=1)
-    first = tf.argmax(fits)
-
-    def sampled():
-        size = sides[first]
-        # below 1 times a whole number is a smaller number, but not always in float32
-        corner = tf.floor(draws[2:, first] * (limits - size + 1))
-        return tf.concat([tf.minimum(corner, limits - size), size], 0)
-
-    def centre():
-        # Only one side is ever too long for the ratio.
-        size = tf.minimum(
-            limits,
-            tf.round(tf.stack([full_width / _RATIO[0], full_height * _RATIO[1]])),
-        )
-        return tf.concat([tf.floor((limits - size) / 2), size], 0)
-
-    return tf.cast(tf.cond(fits[first], sampled, centre), tf.int32)
+    sides = tf.round(tf.sqrt(area * tf.stack([1 / ratio, ratio])))
+    # What remains when none fits; only one side is ever too long for the ratio.
+    centre = tf.minimum(tf.round(limits[::-1] * [1 / _RATIO[0], _RATIO[1]]), limits)
+    sides = tf.concat([tf.transpose(sides), centre[tf.newaxis]], 0)
+    places = tf.concat([tf.transpose(draws[2:]), _JUST_BELOW_HALF], 0)
+    first = tf.argmax(tf.reduce_all((sides > 0) & (sides <= limits), axis=1))
+    size, free = sides[first], limits - sides[first]
+    # A number below 1 times n is below n, but not always in float32.
+    corner = tf.minimum(tf.floor(places[first] * (free + 1)), free)
+    return tf.cast(tf.concat([corner, size], 0), tf.int32)
 
 
 def center_box(height: tf.Tensor, width: tf.Tensor, size: int) -> tf.Tensor:
@@ -126,23 +118,19 @@ def _taps(limits, size, box, flip):
     Row i holds a triangle around the centre of the i-th of `size` parts of the box; it is
     two parts wide, or two pixels if those are larger, and cut off at the image's borders.
     """
-    scale = box[2:] / size
-    radius = tf.maximum(scale, 1.0)[:, tf.newaxis]
-    centre = box[:2, tf.newaxis] + (tf.range(size, dtype=tf.float32) + 0.5) * scale[:, tf.newaxis]
-    first = tf.floor(centre - radius - 0.5) + 1
-    count = tf.math.ceil(2 * tf.reduce_max(radius))
-    pixel = first[..., tf.newaxis] + tf.range(count)
-    radius, centre = radius[..., tf.newaxis], centre[..., tf.newaxis]
-    weight = tf.nn.relu(1 - tf.abs(pixel + 0.5 - centre) / radius)
-    last = tf.cast(limits - 1, tf.float32)[:, tf.newaxis, tf.newaxis]
+    start, scale = tf.reshape(box[:2], [2, 1, 1]), tf.reshape(box[2:] / size, [2, 1, 1])
+    radius = tf.maximum(scale, 1.0)
+    parts = np.arange(size, dtype=np.float32)[:, np.newaxis]
+    centre = start + (parts + 0.5) * scale - 0.5  # pixel i has its centre at i
+    first = tf.floor(centre - radius) + 1
+    pixel = first + tf.range(tf.math.ceil(2 * tf.reduce_max(radius)))
+    last = tf.reshape(tf.cast(limits - 1, tf.float32), [2, 1, 1])
     inside = tf.clip_by_value(pixel, 0.0, last)
-    weight = tf.where(pixel == inside, weight, 0.0)
+    weight = tf.where(pixel == inside, tf.nn.relu(radius - tf.abs(pixel - centre)), 0.0)
     weight /= tf.reduce_sum(weight, axis=-1, keepdims=True)
-    row = tf.range(size, dtype=tf.int64)
-    row = tf.stack([row, tf.where(flip, size - 1 - row, row)])[..., tf.newaxis]
-    inside = tf.cast(inside, tf.int64)
+    row = tf.stack([parts, tf.where(flip, parts[::-1], parts)])
     indices = tf.stack([tf.broadcast_to(row, tf.shape(inside)), inside], axis=-1)
-    indices = tf.reshape(indices, [2, -1, 2])
+    indices = tf.cast(tf.reshape(indices, [2, -1, 2]), tf.int64)
     weight = tf.reshape(weight, [2, -1])
     return (indices[0], weight[0]), (indices[1], weight[1])
 
