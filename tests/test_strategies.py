@@ -81,8 +81,8 @@ def job(run, data_dir, *flags):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_killed_worker_ends_the_others_and_the_job_resumes(victim, data_dir, tmp_path):
-    run = tmp_path / "run"
+def test_killed_worker_ends_the_others_and_the_job_resumes(victim, tmp_path):
+    run, data_dir = tmp_path / "run", tmp_path / "data"  # both workers find no data there
     flags = ("--loss=cross_entropy", "--epochs=40")
     processes = job(run, data_dir, *flags)
     while not list(run.glob("checkpoints/0*.npz")):

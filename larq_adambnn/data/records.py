@@ -8,6 +8,7 @@ import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
+import filelock
 import numpy as np
 import tensorflow as tf
 
@@ -200,12 +201,17 @@ def _prepared(name: str, data_dir: str):
             f"--data_dir: expected {name}, prepared or as downloaded by hand, in "
             f"{data_dir or builder.data_dir!r}; there are no files. {by_hand}"
         )
-    try:
-        with _quiet():
-            builder.download_and_prepare(download_config=_download_config(data_dir))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:500]
-        raise UsageError(f"--dataset: {name} could not be prepared: {reason} {by_hand}") from error
+    if not builder.data_path.exists():
+        lock = pathlib.Path(builder.data_dir).parent.with_suffix(".lock")
+        try:
+            with _quiet(), filelock.FileLock(lock):
+                builder = _builder(name, data_dir)  # another process may have prepared it
+                builder.download_and_prepare(download_config=_download_config(data_dir))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:500]
+            raise UsageError(
+                f"--dataset: {name} could not be prepared: {reason} {by_hand}"
+            ) from error
     if builder.info.file_format is not None and builder.info.file_format.value != "tfrecord":
         raise UsageError(
             f"--dataset: expected {name} prepared as tfrecord files; "
