@@ -10,6 +10,7 @@ import warnings
 import tensorflow as tf
 
 from larq_adambnn.export.fold import fold
+from larq_adambnn.export.tflite import compact
 
 __all__ = ["convert", "convert_as_is"]
 
@@ -66,12 +67,13 @@ def convert_as_is(
             signatures=function,
             options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
         )
-        return lce.convert_saved_model(
+        tflite = lce.convert_saved_model(
             folder,
             inference_input_type=io_type,
             inference_output_type=io_type,
             experimental_default_int8_range=default_range,
         )
+    return compact(tflite)
 
 
 def _check(model: tf.keras.Model) -> None:

@@ -18,7 +18,7 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.export.walk import nodes, recall, walk
+from larq_adambnn.export.walk import count_uses, recall, walk
 from larq_adambnn.layers import KERNELS, BinaryConv2D, Rotate180, RPReLU, Shift
 from larq_adambnn.quantizers import Switchable
 
@@ -205,9 +205,10 @@ class _Folder:
 
     def run(self, model, inputs: list[_Value]) -> list[_Value]:
         """The outputs of a functional model, given its inputs."""
-        uses = collections.Counter(map(id, model.outputs))
-        for node in nodes(model):
-            uses.update(map(id, node.keras_inputs))
+        uses = count_uses(model)
+        for part in model._flatten_layers(include_self=False):
+            if hasattr(part, "_nodes_by_depth"):  # whose inputs may be used outside too
+                uses += count_uses(part) + collections.Counter(map(id, part.inputs))
 
         def call(node, given):
             alone = all(uses[id(tensor)] == 1 for tensor in node.keras_inputs)
@@ -237,8 +238,6 @@ class _Folder:
             alone: whether it is the only one to use them.
         """
         layer, kind = node.layer, type(node.layer)
-        if hasattr(layer, "_nodes_by_depth"):
-            return self.run(layer, given)
         if getattr(layer, "data_format", "channels_last") == "channels_last":
             if kind in _IDENTITIES or (kind is tf.keras.layers.Activation and _is_linear(layer)):
                 return given

@@ -149,7 +149,9 @@ def _open(config: Config) -> tuple[Dataset, str]:
     except UsageError as error:
         class_names, channels = data.describe(config)
         mean, std = data.normalization(config)
-        return Dataset(config, class_names, channels, mean, std, (), None), str(error)
+        return Dataset(config, class_names, channels, mean, std, (), None), str(error).split(". ")[
+            0
+        ]
 
 
 def _check_converted(diagnosis: Diagnosis, student: tf.keras.Model, config: Config) -> None:

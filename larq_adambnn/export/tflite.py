@@ -5,10 +5,19 @@ import dataclasses
 import functools
 import warnings
 
+import flatbuffers
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["Graph", "Operator", "float_outputs", "operators", "single_operator", "with_outputs"]
+__all__ = [
+    "Graph",
+    "Operator",
+    "compact",
+    "float_outputs",
+    "operators",
+    "single_operator",
+    "with_outputs",
+]
 
 _SAME = 0  # TFLite's enum Padding
 
@@ -94,11 +103,38 @@ class Graph:
 
     def to_bytes(self) -> bytes:
         """The file with the changes made to `model`."""
-        import flatbuffers
-
-        builder = flatbuffers.Builder(1 << 20)
+        builder = _Builder(1 << 20)
         builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
         return bytes(builder.Output())
+
+
+class _Builder(flatbuffers.Builder):
+    """Writes what is equal once; offsets to it may be used again and again."""
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self.written = {}
+
+    def CreateNumpyVector(self, x):  # noqa: N802 (its name in flatbuffers)
+        return self.once(
+            (x.dtype.str, x.tobytes()), lambda: super(_Builder, self).CreateNumpyVector(x)
+        )
+
+    def once(self, key, write):
+        if key not in self.written:
+            self.written[key] = write()
+        return self.written[key]
+
+
+class _Shared:
+    """A part of a model that has only numbers in it, to be written once for all equal ones."""
+
+    def __init__(self, part):
+        self._part = part
+
+    def Pack(self, builder: _Builder) -> int:  # noqa: N802 (its name in the schema)
+        key = (type(self._part), *vars(self._part).items())
+        return builder.once(key, lambda: self._part.Pack(builder))
 
 
 def operators(tflite: bytes) -> dict[str, int]:
@@ -111,6 +147,41 @@ def operators(tflite: bytes) -> dict[str, int]:
     for operator in Graph(tflite).operators:
         counts[operator.kind] = counts.get(operator.kind, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def compact(tflite: bytes) -> bytes:
+    """The same network in a smaller file: 23 kB less for ReActNet-A.
+
+    It leaves out a buffer for each tensor that is computed, and what only a person would
+    read, except for the names of inputs, outputs and binary convolutions.
+    """
+    graph = Graph(tflite)
+    names = {index: graph.name(index) for index in (*graph.inputs, *graph.outputs)}
+    for op in graph.operators:
+        if op.kind == "LceBconv2d":  # "model/layer/operation;model/..." of all that it does
+            path = graph.name(op.outputs[0]).split(";")[0].split("/")
+            names.setdefault(op.outputs[0], path[-2] if len(path) > 1 else path[0])
+    kept = {0: 0}  # buffer 0 is the empty one
+    for index, tensor in enumerate(graph.graph.tensors):
+        tensor.name = names.get(index)
+        tensor.hasRank = tensor.hasRank and not graph.shape(index)  # it is for scalars
+        quantization = tensor.quantization
+        if quantization is not None:
+            quantization.min = quantization.max = None
+            if graph.scale(index) is None:
+                tensor.quantization = None
+        if graph.constant(index) is None:
+            tensor.buffer = 0
+        tensor.buffer = kept.setdefault(tensor.buffer, len(kept))
+    for entry in graph.model.metadata or []:
+        entry.buffer = kept.setdefault(entry.buffer, len(kept))
+    graph.model.buffers = [graph.model.buffers[index] for index in kept]
+    for op in graph.graph.operators:
+        if op.builtinOptions is not None and all(
+            isinstance(value, int | float | bool) for value in vars(op.builtinOptions).values()
+        ):
+            op.builtinOptions = _Shared(op.builtinOptions)
+    return graph.to_bytes()
 
 
 def with_outputs(tflite: bytes, tensors: list[int]) -> bytes:
@@ -160,7 +231,7 @@ def float_outputs(tflite: bytes) -> tuple[bytes, list[str]]:
         names.append(graph.name(operator.outputs[0]))
         real = schema.TensorT()
         real.shape, real.type, real.hasRank = output.shape, schema.TensorType.FLOAT32, True
-        real.name, real.buffer = (output.name or b"") + b"/float", 0
+        real.name, real.buffer = output.name, 0
         quantize = schema.OperatorT()
         quantize.opcodeIndex = _opcode(model, schema.BuiltinOperator.QUANTIZE)
         quantize.inputs, quantize.outputs = [len(graph.graph.tensors)], [operator.outputs[0]]

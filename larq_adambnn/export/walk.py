@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-__all__ = ["nodes", "recall", "walk"]
+__all__ = ["count_uses", "nodes", "recall", "walk"]
 
 
 def nodes(model: tf.keras.Model) -> list:
@@ -23,8 +23,18 @@ def nodes(model: tf.keras.Model) -> list:
     return [n for depth in depths for n in model._nodes_by_depth[depth] if not n.is_input]
 
 
+def count_uses(model: tf.keras.Model) -> collections.Counter:
+    """How often each tensor of a model is an input of a layer or an output, by its id."""
+    uses = collections.Counter(map(id, model.outputs))
+    for node in nodes(model):
+        uses.update(map(id, node.keras_inputs))
+    return uses
+
+
 def walk(model: tf.keras.Model, inputs: Sequence, call: Callable) -> list:
     """The outputs of a model, of any type, when its layers are called in another way.
+
+    Models in it are gone through too.
 
     Args:
         model: a functional model.
@@ -32,11 +42,11 @@ def walk(model: tf.keras.Model, inputs: Sequence, call: Callable) -> list:
         call: from a node and what stands for its inputs to a list of its outputs.
     """
     values = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
-    uses = collections.Counter(map(id, model.outputs))
+    uses = count_uses(model)
     for node in nodes(model):
-        uses.update(map(id, node.keras_inputs))
-    for node in nodes(model):
-        results = call(node, [values[id(tensor)] for tensor in node.keras_inputs])
+        given = [values[id(tensor)] for tensor in node.keras_inputs]
+        nested = hasattr(node.layer, "_nodes_by_depth")
+        results = walk(node.layer, given, call) if nested else call(node, given)
         values.update(zip(map(id, tf.nest.flatten(node.outputs)), results, strict=True))
         for tensor in node.keras_inputs:
             uses[id(tensor)] -= 1
