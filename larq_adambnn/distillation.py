@@ -59,6 +59,11 @@ class Distiller(tf.keras.Model):
     def metrics(self):
         return [self._loss, self._top1, self._top5]
 
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        # Variables that a function makes while it is traced have it traced twice.
+        self.optimizer.build(self.student.trainable_variables)
+
     def call(self, inputs, training=None):
         return self.student(inputs, training=training)
 

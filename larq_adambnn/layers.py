@@ -6,7 +6,7 @@ import logging
 import larq as lq
 import tensorflow as tf
 
-from larq_adambnn.quantizers import ScaledSign, Switchable
+from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable
 
 __all__ = ["BinaryConv2D", "RPReLU", "Rotate180", "Shift", "binarization", "binarize"]
 
@@ -34,7 +34,7 @@ class Shift(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
-        return inputs + self.shift
+        return tf.nn.bias_add(inputs, self.shift)
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
@@ -55,8 +55,30 @@ class RPReLU(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
-        x = inputs + self.shift_in
-        return tf.where(x > 0, x, self.slope * x) + self.shift_out
+        x = prelu(tf.nn.bias_add(inputs, self.shift_in), tf.convert_to_tensor(self.slope))
+        return tf.nn.bias_add(x, self.shift_out)
+
+
+@tf.custom_gradient
+def prelu(x: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
+    """PReLU: ``x`` where it is positive, ``slope * x`` elsewhere.
+
+    TensorFlow's own gradient of this reads and writes the large tensors twice as often.
+
+    Args:
+        x: (..., C).
+        slope: of each channel, (C,).
+
+    Returns:
+        Tensor of x's shape and dtype.
+    """
+    factor = tf.where(x > 0, tf.ones([], x.dtype), slope)
+
+    def grad(dy):
+        negative = dy * tf.minimum(x, tf.zeros([], x.dtype))
+        return dy * factor, tf.raw_ops.BiasAddGrad(out_backprop=negative)
+
+    return x * factor, grad
 
 
 @contextlib.contextmanager
@@ -95,7 +117,7 @@ class BinaryConv2D(lq.layers.QuantConv2D):
             super().__init__(
                 filters,
                 kernel_size,
-                input_quantizer=input_quantizer or Switchable(lq.quantizers.ApproxSign()),
+                input_quantizer=input_quantizer or Switchable(ApproxSign()),
                 kernel_quantizer=kernel_quantizer or Switchable(ScaledSign()),
                 **options,
             )

@@ -35,17 +35,29 @@ class _WeightDecay:
     def _apply_weight_decay(self, variables):
         """Keras's own decay, which would come on top."""
 
+    def _distributed_apply_gradients_fn(self, distribution, grads_and_vars, **kwargs):
+        """Computes once a step, and not once a variable, what the updates share."""
+        scalars = {dtype: self._scalars(dtype) for dtype in {v.dtype for _, v in grads_and_vars}}
+        self._shared = scalars.__getitem__  # a dict would be tracked and saved
+        return super()._distributed_apply_gradients_fn(distribution, grads_and_vars, **kwargs)
+
+    def _scalars(self, dtype: tf.DType) -> dict[str, tf.Tensor]:
+        """What the updates of a step share, by name."""
+        return {
+            "learning_rate": tf.cast(self.learning_rate, dtype),
+            "weight_decay": tf.cast(self.weight_decay, dtype),
+        }
+
     def _decayed(self, gradient, variable):
         """The gradient to use, after the variable's decay."""
         gradient = tf.convert_to_tensor(gradient)
         if not self.decays(variable):
             return gradient
-        decay = tf.cast(self.weight_decay, gradient.dtype) * variable
+        shared = self._shared(gradient.dtype)
+        decay = shared["weight_decay"] * variable
         if not self.decoupled:
             return gradient + decay
-        with tf.control_dependencies(
-            [variable.assign_sub(tf.cast(self.learning_rate, gradient.dtype) * decay)]
-        ):
+        with tf.control_dependencies([variable.assign_sub(shared["learning_rate"] * decay)]):
             return tf.identity(gradient)
 
     def get_config(self):
@@ -109,13 +121,24 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
         )
         self._set_up_decay(weight_decay, decoupled, decays)
 
+    def _scalars(self, dtype):
+        step = tf.cast(self.iterations + 1, dtype)
+        beta_1, beta_2 = tf.constant(self.beta_1, dtype), tf.constant(self.beta_2, dtype)
+        beta_2_power = beta_2**step
+        return {
+            **super()._scalars(dtype),
+            "beta_1": beta_1,
+            "beta_2": beta_2,
+            "beta_1_power": beta_1**step,
+            "beta_2_power": beta_2_power,
+            # The kernel divides by sqrt(v) + epsilon and multiplies by the root of
+            # the correction; PyTorch adds epsilon after that root.
+            "epsilon": tf.constant(self.epsilon, dtype) * tf.sqrt(1 - beta_2_power),
+        }
+
     def update_step(self, gradient, variable):
         gradient = self._decayed(gradient, variable)
-        dtype = gradient.dtype
-        step = tf.cast(self.iterations + 1, dtype)
-        beta_1 = tf.constant(self.beta_1, dtype)
-        beta_2 = tf.constant(self.beta_2, dtype)
-        beta_2_power = beta_2**step
+        shared = self._shared(gradient.dtype)
         index = self._index_dict[self._var_key(variable)]
         slots = {"m": self._momentums[index].handle, "v": self._velocities[index].handle}
         update = tf.raw_ops.ResourceApplyAdam
@@ -125,14 +148,12 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
         update(
             var=variable.handle,
             **slots,
-            beta1_power=beta_1**step,
-            beta2_power=beta_2_power,
-            lr=tf.cast(self.learning_rate, dtype),
-            beta1=beta_1,
-            beta2=beta_2,
-            # The kernel divides by sqrt(v) + epsilon and multiplies by the root of
-            # the correction; PyTorch adds epsilon after that root.
-            epsilon=tf.constant(self.epsilon, dtype) * tf.sqrt(1 - beta_2_power),
+            beta1_power=shared["beta_1_power"],
+            beta2_power=shared["beta_2_power"],
+            lr=shared["learning_rate"],
+            beta1=shared["beta_1"],
+            beta2=shared["beta_2"],
+            epsilon=shared["epsilon"],
             grad=gradient,
         )
 
@@ -171,7 +192,7 @@ class SGD(_WeightDecay, tf.keras.optimizers.SGD):
 
     def update_step(self, gradient, variable):
         gradient = self._decayed(gradient, variable)
-        learning_rate = tf.cast(self.learning_rate, gradient.dtype)
+        learning_rate = self._shared(gradient.dtype)["learning_rate"]
         if not self.momentum:
             variable.assign_sub(learning_rate * gradient)
             return

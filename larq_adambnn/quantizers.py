@@ -3,7 +3,28 @@
 import larq as lq
 import tensorflow as tf
 
-__all__ = ["ScaledSign", "Switchable", "scaled_sign"]
+__all__ = ["ApproxSign", "ScaledSign", "Switchable", "approx_sign", "scaled_sign"]
+
+
+@tf.custom_gradient
+def approx_sign(x: tf.Tensor) -> tf.Tensor:
+    """Binary activations with Bi-Real Net's gradient (arXiv 1808.00278, section 3.3).
+
+    Forward: ``sign(x)`` with ``sign(0) = +1`` (PyTorch: 0).  Gradient: ``(2 - 2|x|) dy``
+    inside [-1, 1], 0 outside.
+
+    Args:
+        x: any shape.
+
+    Returns:
+        Tensor of x's shape and dtype.
+    """
+
+    def grad(dy):
+        return tf.nn.relu(2 - 2 * tf.abs(x)) * dy
+
+    one = tf.ones([], x.dtype)
+    return tf.where(x >= 0, one, -one), grad
 
 
 @tf.custom_gradient
@@ -27,6 +48,14 @@ def scaled_sign(w: tf.Tensor) -> tf.Tensor:
 
     scale = tf.reduce_mean(tf.abs(w), axis=list(range(w.shape.rank - 1)), keepdims=True)
     return tf.where(w >= 0, scale, -scale), grad
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class ApproxSign(lq.quantizers.ApproxSign):
+    """Input quantizer of ReActNet: `approx_sign`, Larq's with fewer passes over memory."""
+
+    def call(self, inputs):
+        return approx_sign(inputs)
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")

@@ -61,7 +61,6 @@ class Checkpoint(tf.keras.callbacks.Callback):
         Returns:
             The number of training steps done; 0 without a checkpoint.
         """
-        model.optimizer.build(model.student.trainable_variables)
         for path in self._newest_first():
             state = _read(path)
             if state is None:
