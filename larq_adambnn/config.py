@@ -160,6 +160,9 @@ class Config:
     data_dir: str = _flag(
         "", "Where the data set is or, for a TFDS name, is prepared.", defines_run=False
     )
+    train_images: int = _flag(
+        0, "Training images to use, evenly spaced in the data set; 0: all.", lower=0
+    )
     bad_images: str = _flag(
         "error",
         "What an unusable image does: error stops with its name, skip reads everything once "

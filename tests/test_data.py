@@ -434,6 +434,17 @@ def test_batches_larger_than_the_data(folder):
         load(folder, mode="train", batch_size=15)
 
 
+def test_a_part_of_the_training_images_shows_every_class(folder):
+    whole, part = load(folder), load(folder, mode="train", train_images=5)
+    assert len(whole.train_source) == 14
+    assert (len(part.train_source), part.steps_per_epoch) == (5, 1)
+    assert len(part.test_source) == len(whole.test_source)
+    every = batches(whole.evaluation("train", 1), -1)
+    assert_same(batches(part.evaluation("train", 1), -1), [every[i] for i in (0, 2, 5, 8, 11)])
+    with pytest.raises(UsageError, match=r"--train_images: expected at most 14, .*received 15"):
+        load(folder, mode="train", train_images=15)
+
+
 def test_normalization_of_each_data_set():
     imagenet = (tuple(MEAN), tuple(STD))
     assert data.normalization(settings(dataset="digits")) == ((0.3055,), (0.3235,))

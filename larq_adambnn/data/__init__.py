@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.config import Config, UsageError
@@ -10,7 +11,7 @@ from larq_adambnn.data import catalog, check, idx, records
 from larq_adambnn.data.catalog import describe
 from larq_adambnn.data.check import write_left_out
 from larq_adambnn.data.dataset import Dataset, bad_example
-from larq_adambnn.data.sources import dataset_source
+from larq_adambnn.data.sources import Source, dataset_source
 
 __all__ = [
     "Dataset",
@@ -46,17 +47,18 @@ def load(config: Config) -> Dataset:
 
     @functools.cache
     def open_split(split):
-        source = catalog.open_source(config, split)
+        source, problems = catalog.open_source(config, split), ()
         if config.bad_images == "skip":
             source, problems = check.leave_out(source, split, known.get(split))
             print(f"--bad_images=skip: {len(problems):,} left out of {split}", flush=True)
-            return source, problems
-        if source.problems:
+        elif source.problems:
             raise UsageError(
                 f"{source.problems[0]} ({len(source.problems):,} such problems; --mode=check_data "
                 "lists them, --bad_images=skip leaves out what cannot be used)"
             )
-        return source, ()
+        if split == "train" and config.train_images:
+            source = _spaced(source, config.train_images)
+        return source, problems
 
     mean, std = normalization(config)
     dataset = Dataset(config, class_names, channels, mean, std, splits, open_split)
@@ -126,6 +128,16 @@ def _statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple[floa
     key = "imagenet" if name.startswith("imagenet") else name.split("/")[0].split(":")[0]
     mean, std = _STATISTICS.get(key, _STATISTICS["imagenet"])
     return (mean, std) if len(mean) == channels else ((0.5,) * channels, (0.25,) * channels)
+
+
+def _spaced(source: Source, count: int) -> Source:
+    """So many evenly spaced examples, which of a sorted data set show every class."""
+    if count > len(source):
+        raise UsageError(
+            f"--train_images: expected at most {len(source):,}, all there are; received {count:,}"
+        )
+    kept = np.arange(count) * len(source) // count
+    return source.without(np.delete(np.arange(len(source)), kept))
 
 
 def _check_batch(dataset: Dataset) -> None:
