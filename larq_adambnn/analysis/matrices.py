@@ -11,10 +11,10 @@ from larq_adambnn.runs import read_rows
 __all__ = ["OPTIMIZERS", "Row", "rows", "teacher"]
 
 _TWO_STEPS = {"order": "activations_first", "weight_decay": (5e-6, 0.0)}
-_ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+_ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 OPTIMIZERS = {
     "adam": _ADAM_RATES,
-    "sgd": (5e-3, 1.5e-2, 5e-2, 1.5e-1, 5e-1),
+    "sgd": (1.5e-2, 5e-2, 1.5e-1, 5e-1),
     "rmsprop": _ADAM_RATES,
     "amsgrad": _ADAM_RATES,
     "adamw": _ADAM_RATES,
