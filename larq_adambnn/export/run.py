@@ -25,7 +25,7 @@ __all__ = ["check_installed", "export_run", "main"]
 
 # Images of the check by default: LCE's interpreter takes 10 to 500 ms for one here
 _SMALL_IMAGE, _SMALL_COUNT, _LARGE_COUNT = 64, 1000, 100
-_CALIBRATION_IMAGES = 256
+_CALIBRATION_IMAGES = 256  # at most; and no more large ones than are checked
 
 
 def main(config: Config) -> None:
@@ -172,12 +172,13 @@ def _check_converted(diagnosis: Diagnosis, student: tf.keras.Model, config: Conf
 
 
 def _convert_int8(folded, config: Config, dataset: Dataset, note: str) -> tuple[bytes, list[str]]:
+    count = _CALIBRATION_IMAGES if config.image_size <= _SMALL_IMAGE else _LARGE_COUNT
     if note:
-        images = _random_images(dataset, _CALIBRATION_IMAGES)
+        images = _random_images(dataset, count)
     elif dataset.steps_per_epoch:
-        images, _ = _take(dataset.train(), _CALIBRATION_IMAGES)
+        images, _ = _take(dataset.train(), count)
     else:
-        images, _ = _take(dataset.evaluation("train"), _CALIBRATION_IMAGES)
+        images, _ = _take(dataset.evaluation("train"), count)
     quantized = int8.quantize(folded, int8.calibrate(folded, images))
     if config.int8_epochs:
         if note or not dataset.steps_per_epoch:

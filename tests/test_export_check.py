@@ -1,0 +1,228 @@
+"""The proof: it passes for the same network, and fails for any other."""
+
+import pathlib
+import sys
+
+import exports
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from larq_adambnn import checkpoints, export, layers, models
+from larq_adambnn.export.tflite import Graph, compact, with_outputs
+
+GOLDEN = pathlib.Path(__file__).with_name("golden")
+sys.path.insert(0, str(GOLDEN))
+import seeded  # noqa: E402
+
+
+def network(seed=0):
+    """Two binary convolutions between real ones."""
+    images = x = tf.keras.Input((16, 16, 3))
+    x = tf.keras.layers.Conv2D(32, 3, 2, "same", name="stem")(x)
+    for name in ("first", "second"):
+        y = layers.BinaryConv2D(32, 3, name=name)(layers.Shift(name=f"{name}_shift")(x))
+        y = tf.keras.layers.BatchNormalization(name=f"{name}_bn")(y)
+        x = layers.RPReLU(name=f"{name}_rprelu")(tf.keras.layers.Add(name=f"{name}_add")([x, y]))
+    x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    outputs = tf.keras.layers.Dense(10, name="classifier")(x)
+    return exports.randomized(tf.keras.Model(images, outputs, name="two"), seed)
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = network()
+    return model, export.convert(model)
+
+
+def changed(tflite, kind, place, change):
+    """The file with another constant at an input of the first operator of a kind."""
+    graph = Graph(tflite)
+    operator = next(op for op in graph.operators if op.kind == kind)
+    buffer = graph.model.buffers[graph.graph.tensors[operator.inputs[place]].buffer]
+    values = np.array(graph.constant(operator.inputs[place]))
+    buffer.data = np.frombuffer(change(values).astype(values.dtype).tobytes(), np.uint8)
+    return graph.to_bytes()
+
+
+def test_reactnet_a():
+    model = exports.network("reactnet_a", width=0.25)
+    tflite = export.convert(model)
+    report = export.check(model, tflite, exports.images(model, 24))
+    assert report.passed, report.failures
+    assert report.images == 24
+    assert len(report.signs) == 31
+    assert min(report.signs.values()) > 0.9999
+    assert min(report.free_signs.values()) > 0.99
+    assert report.keras_accuracy is report.tflite_accuracy is None
+
+
+def test_golden_reactnet_a():
+    """The published network's size, with the seeded weights of the golden vectors."""
+    state_dict = seeded.state_dict("adambnn_step2", 0)
+    model = models.build("reactnet_a", input_shape=(224, 224, 3), num_classes=1000)
+    checkpoints.load_state_dict(
+        model, {k: v.astype("f") if v.dtype.kind == "f" else v for k, v in state_dict.items()}
+    )
+    tflite = export.convert(model)
+    assert len(tflite) < 7_825_000
+    counts = export.operators(tflite)
+    expected = {"LceBconv2d": 31, "LceQuantize": 26, "PRELU": 26, "ADD": 56}
+    assert {kind: counts[kind] for kind in expected} == expected
+    images = seeded.images(0, 2).transpose(0, 2, 3, 1).astype("f")
+    report = export.check(model, tflite, images)
+    assert report.passed, report.failures
+    assert min(report.signs.values()) > 0.9999
+    with np.load(GOLDEN / "adambnn_step2_seed0.npz") as golden:
+        expected = golden["eval_logits"]
+    # A few signs differ from those in float64, which changes what follows
+    error = np.abs(export.predict(tflite, images) - expected)
+    assert error.mean() < 0.2 * expected.std()
+
+
+def test_by_default_on_random_images(small):
+    report = export.check(*small)
+    assert report.passed, report.failures
+    assert report.images == 20
+    assert set(report.signs) == {"first", "second"}
+    assert report.largest_difference >= report.mean_difference
+    assert report.agreement == 1.0
+
+
+def test_the_numbers_are_those_of_the_two_networks(small):
+    model, tflite = small
+    images = exports.images(model, 11, seed=1)
+    labels = np.arange(11) % 10
+    report = export.check(model, tflite, images, labels)
+    keras, own = model.predict(images, verbose=0), export.predict(tflite, images)
+    np.testing.assert_allclose(report.largest_difference, np.abs(keras - own).max(), atol=1e-6)
+    np.testing.assert_allclose(report.mean_difference, np.abs(keras - own).mean(), atol=1e-6)
+    assert report.keras_accuracy == np.mean(keras.argmax(-1) == labels)
+    assert report.tflite_accuracy == np.mean(own.argmax(-1) == labels)
+    assert report.agreement == np.mean(keras.argmax(-1) == own.argmax(-1))
+
+
+def test_signs_are_compared_bit_by_bit(small):
+    """The bits of the file's LceQuantize are those of Keras's tensors, counted one by one."""
+    model, tflite = small
+    graph = Graph(tflite)
+    places = [op.outputs[0] for op in graph.operators if op.kind == "LceQuantize"]
+    images = exports.images(model, 3)
+    _, *words = export.interpreter.run(
+        export.interpreter.load(with_outputs(tflite, places)), images
+    )
+    for name, packed in zip(("first", "second"), words, strict=True):
+        values = tf.keras.Model(model.input, model.get_layer(name).input)(images).numpy()
+        expected = np.zeros(packed.shape, np.uint32)
+        for channel in range(32):
+            expected[..., 0] |= (values[..., channel] < 0).astype(np.uint32) << channel
+        np.testing.assert_array_equal(packed.view(np.uint32), expected)
+
+
+def test_another_network_fails(small):
+    model, _ = small
+    report = export.check(model, export.convert(network(seed=1)))
+    assert not report.passed
+    assert "logits differ" in report.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "change", "line"),
+    [
+        ("CONV_2D", 1, lambda v: 1.1 * v, "logits differ"),
+        ("CONV_2D", 2, lambda v: v + 0.05, "signs before first agree"),
+        ("LceBconv2d", 2, lambda v: 0.8 * v, "signs before second agree"),
+        ("LceBconv2d", 3, np.zeros_like, "signs before second agree"),
+        ("PRELU", 1, np.zeros_like, "signs before second agree"),
+        ("FULLY_CONNECTED", 2, lambda v: v + 0.01, "logits differ"),
+    ],
+)
+def test_a_changed_constant_fails(kind, place, change, line, small):
+    model, tflite = small
+    report = export.check(model, changed(tflite, kind, place, change))
+    assert any(line in failure for failure in report.failures)
+
+
+def test_a_few_wrong_signs_fail_and_are_located(small):
+    """A changed bit of a binary kernel: that layer is no more found, the rest still is."""
+    model, tflite = small
+    other = changed(tflite, "LceBconv2d", 1, lambda words: words ^ 1)
+    report = export.check(model, other)
+    assert not report.passed
+    assert set(report.signs) == {"second"}
+
+
+def test_trained_networks_must_agree_in_their_classes(small):
+    """With labels, even if no sign before the classifier differs."""
+    model, tflite = small
+    images = exports.images(model, 50)
+    labels = model.predict(images, verbose=0).argmax(-1)
+    same = export.check(model, tflite, images, labels)
+    assert same.passed
+    assert same.keras_accuracy == same.tflite_accuracy == 1.0
+    swapped = changed(tflite, "FULLY_CONNECTED", 1, lambda v: v[::-1])
+    report = export.check(model, swapped, images, labels)
+    assert any("top-1 class is the same on" in failure for failure in report.failures)
+
+
+def test_quantized_networks_have_their_own_limits(small):
+    model, tflite = small
+    images = exports.images(model, 200)
+    labels = model.predict(images, verbose=0).argmax(-1)
+    slightly = changed(tflite, "FULLY_CONNECTED", 1, lambda v: 1.01 * v)
+    assert not export.check(model, slightly, images, labels).passed
+    assert export.check(model, slightly, images, labels, quantized=True).passed
+    worse = changed(tflite, "FULLY_CONNECTED", 2, lambda v: v + np.eye(10)[0] * np.ptp(v))
+    report = export.check(model, worse, images, labels, quantized=True)
+    assert "accuracy falls from 100.00 %" in report.failures[0]
+    noise = changed(tflite, "CONV_2D", 2, lambda v: v + 1)
+    report = export.check(model, noise, images, quantized=True)
+    assert "signs before first agree" in report.failures[0]
+
+
+def test_several_processes_give_the_same(small, monkeypatch):
+    monkeypatch.setattr(export.interpreter, "_ALONE_SECONDS", 0.0)
+    model, tflite = small
+    images = exports.images(model, 40)
+    batches = [images[:16], images[16:19], images[19:]]
+    parts = list(export.interpreter.predictions(tflite, iter(batches), processes=2))
+    assert [len(logits) for (logits,) in parts] == [16, 3, 21]
+    np.testing.assert_array_equal(
+        np.concatenate([logits for (logits,) in parts]), export.predict(tflite, images)
+    )
+
+
+def test_compact_files_compute_the_same(small):
+    model, tflite = small
+    graph = Graph(tflite)
+    for tensor in graph.graph.tensors:
+        tensor.name = b"some/longer/name/of/this/tensor"
+    graph.model.buffers += [type(graph.model.buffers[0])() for _ in range(100)]
+    larger = graph.to_bytes()
+    smaller = compact(larger)
+    assert len(smaller) < len(larger) - 1000
+    images = exports.images(model, 2)
+    np.testing.assert_array_equal(export.predict(smaller, images), export.predict(tflite, images))
+    assert export.operators(smaller) == export.operators(tflite)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b"",
+        lambda b: b"not a model",
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:-1000],
+        lambda b: b[:100] + bytes(len(b) - 100),
+    ],
+)
+def test_files_that_are_no_tflite(small, damage):
+    model, tflite = small
+    with pytest.raises(ValueError, match="Expected a TFLite model. Received: .* bytes"):
+        export.check(model, damage(tflite))
+
+
+def test_images_of_another_size(small):
+    model, tflite = small
+    with pytest.raises(ValueError, match="Expected images of 16 x 16 x 3.*Received: 8 x 16 x 3"):
+        export.predict(tflite, np.zeros((1, 8, 16, 3), np.float32))
