@@ -218,11 +218,11 @@ def test_compact_files_compute_the_same(small):
 )
 def test_files_that_are_no_tflite(small, damage):
     model, tflite = small
-    with pytest.raises(ValueError, match="Expected a TFLite model. Received: .* bytes"):
+    with pytest.raises(ValueError, match=r"Expected a TFLite model\. Received: .* bytes"):
         export.check(model, damage(tflite))
 
 
 def test_images_of_another_size(small):
-    model, tflite = small
-    with pytest.raises(ValueError, match="Expected images of 16 x 16 x 3.*Received: 8 x 16 x 3"):
+    _, tflite = small
+    with pytest.raises(ValueError, match=r"Expected images of 16 x 16 x 3.*Received: 8 x 16 x 3"):
         export.predict(tflite, np.zeros((1, 8, 16, 3), np.float32))

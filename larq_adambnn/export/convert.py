@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from larq_adambnn.export.fold import fold
 from larq_adambnn.export.tflite import compact
+from larq_adambnn.export.walk import nodes
 
 __all__ = ["convert", "convert_as_is"]
 
@@ -77,6 +78,7 @@ def convert_as_is(
 
 
 def _check(model: tf.keras.Model) -> None:
+    nodes(model)
     policies = {layer.compute_dtype for layer in model._flatten_layers()}
     if policies != {"float32"}:
         other = sorted(policies - {"float32"})

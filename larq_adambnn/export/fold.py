@@ -18,7 +18,7 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.export.walk import count_uses, recall, walk
+from larq_adambnn.export.walk import count_uses, nodes, recall, walk
 from larq_adambnn.layers import KERNELS, BinaryConv2D, Rotate180, RPReLU, Shift
 from larq_adambnn.quantizers import Switchable
 
@@ -103,6 +103,7 @@ def fold(model: tf.keras.Model) -> Folding:
     Raises:
         ValueError: it is neither, or not built.
     """
+    nodes(model)
     folder = _Folder()
     inputs = [
         tf.keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=tensor.node.layer.name)
