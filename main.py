@@ -1,12 +1,10 @@
 """Command line of larq_adambnn: parses the flags and runs the mode they name."""
 
-import contextlib
 import importlib
-import os
 import sys
-import tempfile
 
 from larq_adambnn.config import UsageError, parse
+from larq_adambnn.terminal import quiet
 
 # The function that each mode calls with the Config.
 _MODES = {
@@ -32,7 +30,7 @@ def main(arguments: list[str]) -> int:
             print(config)
             return 0
         module, function = _MODES[config.mode].split(":")
-        with _quiet_import():
+        with quiet():
             importlib.import_module("tensorflow").get_logger().setLevel("ERROR")
         getattr(importlib.import_module(module), function)(config)
         return 0
@@ -54,20 +52,6 @@ def main(arguments: list[str]) -> int:
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {type(error).__name__}: {reason} (--debug shows more)", file=sys.stderr)
         return 1
-
-
-@contextlib.contextmanager
-def _quiet_import():
-    """Keeps what TensorFlow's libraries write while they load off standard error."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,7 @@ def main(config: Config) -> None:
     try:
         state_dict = checkpoints.load_torch(config.source)
         _check_classes(config, state_dict, len(class_names))
-        model = models.build(
-            config.model,
-            input_shape=(config.image_size, config.image_size, channels),
-            num_classes=len(class_names),
-            width=config.width,
-            pad_values=config.pad_values,
-            stem_stride=config.stem_stride,
-        )
+        model = models.from_config(config, channels, len(class_names))
         checkpoints.load_state_dict(model, state_dict)
     except (ImportError, OSError, ValueError) as error:
         raise UsageError(f"--source: {error}") from error

@@ -15,15 +15,7 @@ __all__ = ["build_student", "check_initial", "initial_student", "load_student"]
 def build_student(config: Config, dataset: Dataset) -> tf.keras.Model:
     """The student of a config with its seeded initial weights."""
     tf.keras.utils.set_random_seed(config.seed)
-    return models.build(
-        config.model,
-        input_shape=dataset.input_shape,
-        num_classes=len(dataset.class_names),
-        width=config.width,
-        pad_values=config.pad_values,
-        stem_stride=config.stem_stride,
-        sync_batch_norm=config.sync_batch_norm,
-    )
+    return models.from_config(config, dataset.channels, len(dataset.class_names))
 
 
 def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> tf.keras.Model:

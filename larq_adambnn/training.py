@@ -31,7 +31,7 @@ from larq_adambnn.resume import Checkpoint
 from larq_adambnn.runs import COLUMNS, Run, open_run, replace_file
 from larq_adambnn.students import check_initial, initial_student, load_student
 
-__all__ = ["train", "train_run"]
+__all__ = ["compiled", "run_callbacks", "train", "train_run"]
 
 
 def train(config: Config) -> None:
@@ -79,18 +79,8 @@ def _fit(config: Config, run: Run, dataset: Dataset) -> None:
     if run.weights(len(epochs)).is_file():
         return
     teacher = _teacher(config, run, dataset)
-    model = _compiled(config, dataset, teacher)
-    average = [callbacks.AverageWeights(config.ema)] if config.ema else []
-    log = _Log(run, config, dataset, epochs, *average)
-    recorder = recording.Recorder(run, config, dataset)
-    stateful = [
-        *average,
-        *recorder.measurements,
-        log,
-    ]
-    checkpoint = Checkpoint(
-        run.checkpoints, dataset.steps_per_epoch, stateful, every=config.checkpoint_steps
-    )
+    model = compiled(config, dataset, teacher)
+    *others, checkpoint = run_callbacks(config, run, dataset, epochs)
     done = checkpoint.restore(model)
     first_epoch = done // dataset.steps_per_epoch
     if done:
@@ -102,12 +92,26 @@ def _fit(config: Config, run: Run, dataset: Dataset) -> None:
             epochs=sum(epochs),
             initial_epoch=first_epoch,
             steps_per_epoch=dataset.steps_per_epoch,
-            callbacks=[*_recipe(config, run, epochs), *stateful, recorder, checkpoint],
+            callbacks=[*others, checkpoint],
             verbose=1 if sys.stdout.isatty() and strategies.is_chief(strategy) else 0,
         )
     strategies.wait_for_all(strategy)  # the files that the chief wrote are there now
     del model, teacher
     gc.collect()
+
+
+def run_callbacks(
+    config: Config, run: Run, dataset: Dataset, epochs: tuple[int, ...]
+) -> list[tf.keras.callbacks.Callback]:
+    """Everything that a run adds to a fit: recipe, measurements, log; last its Checkpoint."""
+    average = [callbacks.AverageWeights(config.ema)] if config.ema else []
+    log = _Log(run, config, dataset, epochs, *average)
+    recorder = recording.Recorder(run, config, dataset)
+    stateful = [*average, *recorder.measurements, log]
+    checkpoint = Checkpoint(
+        run.checkpoints, dataset.steps_per_epoch, stateful, every=config.checkpoint_steps
+    )
+    return [*_recipe(config, run, epochs), *stateful, recorder, checkpoint]
 
 
 def _teacher(config: Config, run: Run, dataset: Dataset):
@@ -132,7 +136,8 @@ def _teacher(config: Config, run: Run, dataset: Dataset):
     return teachers.freeze(load_student(Run(own.output_dir), own, dataset), dataset)
 
 
-def _compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distiller:
+def compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distiller:
+    """The student and its teacher (see `Distiller`), in the form of the first step."""
     with strategies.precision(config.precision):
         student = initial_student(config, dataset)
         layers.binarize(student, *config.steps[0])

@@ -83,8 +83,9 @@ def serve() -> None:
 
 if __name__ == "__main__":
     import main
+    from larq_adambnn import terminal
 
-    with main._quiet_import():
+    with terminal.quiet():
         use()
     if sys.argv[1:] == ["serve"]:
         serve()

@@ -12,6 +12,7 @@ __all__ = [
     "Complexity",
     "build",
     "complexity",
+    "from_config",
     "main",
     "reactnet18",
     "reactnet_a",
@@ -54,18 +55,22 @@ def build(
     return model
 
 
+def from_config(config: Config, channels: int, num_classes: int) -> tf.keras.Model:
+    """The network of a config for images with so many channels and classes."""
+    return build(
+        config.model,
+        input_shape=(config.image_size, config.image_size, channels),
+        num_classes=num_classes,
+        width=config.width,
+        pad_values=config.pad_values,
+        stem_stride=config.stem_stride,
+        sync_batch_norm=config.sync_batch_norm,
+    )
+
+
 def main(config: Config) -> None:
     """--mode=summary: prints Larq's summary of the network and the paper's count."""
     from larq_adambnn import data
 
     class_names, channels = data.describe(config)
-    summary(
-        build(
-            config.model,
-            input_shape=(config.image_size, config.image_size, channels),
-            num_classes=len(class_names),
-            width=config.width,
-            pad_values=config.pad_values,
-            stem_stride=config.stem_stride,
-        )
-    )
+    summary(from_config(config, channels, len(class_names)))
