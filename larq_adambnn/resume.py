@@ -15,6 +15,7 @@ from larq_adambnn import strategies
 __all__ = ["Checkpoint"]
 
 _KEEP = 2  # newest checkpoints that stay on disk
+_BLOCK = 2**20  # bytes that are read at a time for a checksum
 
 
 class Checkpoint(tf.keras.callbacks.Callback):
@@ -207,5 +208,8 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
 
 
 def _checksum(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()[:32]
