@@ -60,10 +60,10 @@ def assert_legible(figure):
         for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
             if text.get_text():
                 boxes.append((text.get_text(), text.get_window_extent(renderer)))
-        ticks = [t for t in axes.get_xticklabels() if t.get_text()]
+        ticks = [t for t in axes.get_xticklabels(which="both") if t.get_text()]
         if not hasattr(axes, "zaxis"):
-            drawn = [t.get_window_extent(renderer) for t in ticks]
-            assert not any(a.overlaps(b) for a, b in itertools.pairwise(drawn)), ticks
+            drawn = sorted((t.get_window_extent(renderer) for t in ticks), key=lambda box: box.x0)
+            assert not any(a.x1 > b.x0 for a, b in itertools.pairwise(drawn)), ticks
     boxes += [("legend", legend.get_window_extent(renderer)) for legend in figure.legends]
     for (first, a), (second, b) in itertools.combinations(boxes, 2):
         assert not a.overlaps(b), (first, second)
@@ -225,6 +225,11 @@ def test_peaks_of_weights():
     np.testing.assert_array_equal(found["three (peaks)"], analysis.weight_peaks(three))
     assert np.sum(found["far"] * np.diff(found["edges"])) == pytest.approx(1)
     assert f"{100 * np.mean(np.abs(three) > 1):.2f} %" in figure.axes[1].get_title()
+    assert found["edges"][-1] == 1.5
+    assert_legible(figure)
+    found, figure = analysis.weight_histograms({"narrow": one / 10})
+    assert found["edges"][-1] == pytest.approx(1.2 * np.quantile(np.abs(one / 10), 0.999))
+    assert figure.axes[0].get_xlim()[1] < 0.1  # the clip at 1 does not squeeze it
     assert_legible(figure)
 
 
@@ -246,6 +251,8 @@ def test_learning_rates_in_their_order():
     np.testing.assert_allclose(found["adam"], [[1e-3, 1e-2], [80, 71], [0, 2**0.5]])
     assert figure.axes[0].get_xscale() == "log"
     assert_legible(figure)
+    for rates in ((1.25e-3, 2.5e-3), (1e-5, 0.5), (1e-3,)):
+        assert_legible(analysis.learning_rates({"sgd": {rate: [70.0] for rate in rates}})[1])
 
 
 def test_an_optimizer_has_the_same_colour_in_every_figure():

@@ -161,7 +161,8 @@ class _Analysis:
         found: dict[str, dict[float, list[float]]] = {}
         for directory, config in {self.run.directory: self.config, **self.others}.items():
             rows = Run(directory).read_metrics()
-            if rows and config.order != "real_valued":
+            same = config.dataset == self.config.dataset and config.order != "real_valued"
+            if rows and same:
                 by_rate = found.setdefault(config.optimizer, {})
                 accuracy = 100 * rows[-1]["val_accuracy"]
                 by_rate.setdefault(config.learning_rate, []).append(accuracy)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from larq_adambnn.analysis import style
 from larq_adambnn.callbacks.measurements import absolute_means
@@ -44,7 +45,8 @@ def curves(
         values = np.atleast_2d(np.asarray(series[name], float))
         epochs = np.arange(1, values.shape[1] + 1)
         data[name] = mean = values.mean(axis=0)
-        axes.plot(epochs, mean, color=color, label=name)
+        marker = "o" if len(mean) == 1 else None  # a line of one point does not show
+        axes.plot(epochs, mean, color=color, marker=marker, label=name)
         if len(values) > 1:
             spread = values.std(axis=0, ddof=1)
             data[f"{name} (standard deviation)"] = spread
@@ -157,30 +159,33 @@ def weight_histograms(
 
     Args:
         weights: for each title the latent weights of a network, of any shape.
-        limit: the horizontal axis ends at this absolute value; the outermost bins
-            hold what lies beyond.
+        limit: the horizontal axis ends at this absolute value, or before it where only
+            one weight in a thousand is larger; the outermost bins hold what lies beyond.
     """
-    edges = np.linspace(-limit, limit, 121)
+    common = max(float(np.quantile(np.abs(values), 0.999)) for values in weights.values())
+    edge = min(limit, 1.2 * common) or limit
+    edges = np.linspace(-edge, edge, 121)
     figure, panels = _panels(len(weights), 3.8, 2.9)
     data = {"edges": edges}
     for axes, (title, values) in zip(panels, weights.items(), strict=True):
         values = np.ravel(values)
-        density, _ = np.histogram(np.clip(values, -limit, limit), edges, density=True)
+        density, _ = np.histogram(np.clip(values, -edge, edge), edges, density=True)
         peaks = weight_peaks(values, limit=limit)
         data[title], data[f"{title} (peaks)"] = density, peaks
         axes.stairs(density, edges, fill=True, color=style.WEIGHTS)
         for number, peak in enumerate(peaks):
             axes.axvline(peak, color="black", linestyle=":", lw=1, label=None if number else "peak")
-        for number, clip in enumerate((-1, 1)):
+        for number, clip in enumerate((-1, 1) if edge > 1 else ()):
             axes.axvline(
                 clip, color=style.SATURATED, lw=1, label=None if number else "clip of the gradient"
             )
         beyond = 100 * np.mean(np.abs(values) > 1)
         axes.set(
-            title=f"{title}\n{beyond:.2f} % beyond the clip",
+            title=f"{title}\n{beyond:.2f} % beyond the clip at ±1",
             xlabel="latent weight (no unit)",
             ylabel="density",
         )
+        axes.xaxis.get_major_locator().set_params(nbins=5)
         handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2)
     return data, figure
@@ -200,6 +205,7 @@ def learning_rates(
     figure = style.new_figure(7, 4)
     axes = figure.add_subplot(xscale="log")
     data = {}
+    every = [rate for by_rate in accuracies.values() for rate in by_rate]
     for name, color in style.colors(accuracies).items():
         rates = np.array(sorted(accuracies[name]))
         values = [np.asarray(accuracies[name][rate], float) for rate in rates]
@@ -208,6 +214,10 @@ def learning_rates(
         data[name] = np.stack([rates, mean, spread])
         axes.errorbar(rates, mean, spread, marker="o", capsize=3, color=color, label=name)
     axes.set(xlabel="initial learning rate", ylabel=label)
+    wide = max(every) > 1000 * min(every)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3, which="both")
     axes.legend(
         title="mean and standard deviation" if any(d[2].any() for d in data.values()) else None
