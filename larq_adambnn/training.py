@@ -274,8 +274,10 @@ class _Log(tf.keras.callbacks.Callback):
         self._writer.flush()
 
     def _print(self, row: dict[str, float]) -> None:
+        binary = any(self.config.steps[row["step"] - 1])
         print(
-            f"step {row['step']}  epoch {row['epoch']}/{self.epochs[row['step'] - 1]}  "
+            f"{'step ' + str(row['step']) if binary else 'real-valued'}  "
+            f"epoch {row['epoch']}/{self.epochs[row['step'] - 1]}  "
             f"loss {row['loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
             f"test loss {row['val_loss']:.4f}  test accuracy {100 * row['val_accuracy']:.2f} %  "
             f"{row['seconds']:.1f} s",
