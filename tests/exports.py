@@ -1,13 +1,12 @@
 """Random networks and runs without training, for the tests of the export."""
 
-import contextlib
 import json
 
 import numpy as np
+import tensorflow as tf
 
-from larq_adambnn import models, runs, students
+from larq_adambnn import data, layers, models, optimizers, runs
 from larq_adambnn.config import parse
-from larq_adambnn.data import load
 
 # Uniform between two numbers, or normal around 0 with a deviation, by the end of the name
 _VALUES = {
@@ -47,25 +46,56 @@ def images(model, count, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
-def make_run(directory, data_dir, *flags, seed=0, train=None):
-    """A finished run of digits with random weights, or what `train(student)` makes of them."""
-    flags = (
-        "--mode=import",
-        "--source=/dev/null",
-        "--dataset=digits",
-        "--image_size=32",
-        "--crop=padded",
-        f"--data_dir={data_dir}",
-        f"--output_dir={directory}",
-        *flags,
+def tiny(input_shape, num_classes, width=1.0, *, pad_values=0.0, groups=(1, 1), **options):
+    """Two binary convolutions of 32 channels; takes the place of --model=reactnet18."""
+    images = tf.keras.Input(input_shape, name="images")
+    x = tf.keras.layers.Conv2D(32, 3, 4, "same", name="stem")(images)
+    x = tf.keras.layers.BatchNormalization(name="stem_bn")(x)
+    for number, group in enumerate(groups, start=1):
+        y = layers.Shift(name=f"shift{number}")(x)
+        y = layers.BinaryConv2D(32, 3, groups=group, pad_values=pad_values, name=f"conv{number}")(y)
+        y = tf.keras.layers.BatchNormalization(name=f"bn{number}")(y)
+        x = tf.keras.layers.Add(name=f"add{number}")([x, y])
+        x = layers.RPReLU(name=f"rprelu{number}")(x)
+    x = tf.keras.layers.Conv2D(32, x.shape[1:3], name="places")(x)
+    x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    logits = tf.keras.layers.Dense(num_classes, name="classifier")(x)
+    return tf.keras.Model(images, logits, name="tiny")
+
+
+def make_run(directory, *flags, train=None):
+    """A finished run of --model=reactnet18 with random weights, or what `train` makes of them."""
+    arguments = ["--mode=import", f"--source={__file__}", f"--output_dir={directory}"]
+    config = parse([*arguments, "--model=reactnet18", "--image_size=32", *flags])
+    class_names, channels = data.describe(config)
+    student = models.build(
+        config.model,
+        input_shape=(config.image_size, config.image_size, channels),
+        num_classes=len(class_names),
+        pad_values=config.pad_values,
     )
-    with contextlib.suppress(FileExistsError):
-        directory.parent.mkdir(parents=True)
-    config = parse(list(flags)).replace(source="")
-    student = randomized(students.build_student(config, load(config)), seed)
-    with runs.open_run(config) as run:
-        student.save_weights(str(run.weights(2)), save_format="h5")
-    return run
+    if train is None:
+        randomized(student)
+    else:
+        train(student, data.load(config))
+    with runs.open_run(config) as run, runs.replace_file(run.weights(2)) as path:
+        student.save_weights(str(path), save_format="h5")
+    return directory
+
+
+def fit(student, dataset):
+    """Some seconds of training."""
+    student.compile(
+        optimizers.Adam(2.5e-3), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    images, labels = arrays(dataset, "train")
+    student.fit(images, labels, batch_size=64, epochs=6, verbose=0)
+
+
+def arrays(dataset, split):
+    """(images, labels) of a split, prepared for evaluation."""
+    batches = dataset.evaluation(split).as_numpy_iterator()
+    return tuple(map(np.concatenate, zip(*batches, strict=True)))
 
 
 def read_json(path):

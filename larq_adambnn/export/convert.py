@@ -13,7 +13,7 @@ from larq_adambnn.export.fold import fold
 from larq_adambnn.export.tflite import compact
 from larq_adambnn.export.walk import nodes
 
-__all__ = ["convert", "convert_as_is"]
+__all__ = ["convert", "convert_as_is", "silence"]
 
 
 def convert(model: tf.keras.Model) -> bytes:
@@ -61,7 +61,7 @@ def convert_as_is(
     module = tf.Module()
     module.function, module.weights = function, model.weights
     io_type = tf.int8 if int8_io else tf.float32
-    with _silence(), tempfile.TemporaryDirectory() as folder:
+    with silence(), tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(
             module,
             folder,
@@ -127,8 +127,8 @@ def _check_padding(graph) -> None:
 
 
 @contextlib.contextmanager
-def _silence():
-    """Keeps the converter's notes, some of them written by C++, off the terminal."""
+def silence():
+    """Keeps LCE's notes, some of them written by C++, off the terminal."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -81,9 +81,16 @@ def describe(info: dict) -> list[str]:
     """Lines of Markdown about an export."""
     counts, folded, check = info["binary_convolutions"], info["folded"], info["check"]
     lines = [
-        f"- `{info['file']}`: {info['bytes']:,} bytes; as float32 weights {info['float_bytes']:,}",
+        f"- `{info['file']}`: {info['bytes']:,} bytes, {info['float_bytes'] / info['bytes']:.1f} "
+        f"times smaller than the network's {info['float_bytes']:,} bytes of float32 weights",
         f"- {counts['converted']} of {counts['expected']} binary layers are LceBconv2d",
     ]
+    if info["trained_in"] != "float32":
+        lines.insert(
+            1,
+            f"- trained in {info['trained_in']}; this file, and the network that it is compared "
+            "with, are its float32 weights in float32 arithmetic",
+        )
     for name, layer in counts["layers"].items():
         if not layer["converted"]:
             lines.append(f"    - `{name}` stays real: {layer['reason']}; {layer['advice']}")

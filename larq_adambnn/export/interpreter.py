@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from larq_adambnn import workers
+from larq_adambnn.export.convert import silence
 from larq_adambnn.export.tflite import Graph, operators
 
 __all__ = ["cores", "load", "predict", "predictions", "run", "start"]
@@ -43,7 +44,8 @@ def start(tflite: bytes):
     from larq_compute_engine.tflite.python.interpreter import Interpreter
 
     try:
-        return Interpreter(tflite)
+        with silence():
+            return Interpreter(tflite)
     except RuntimeError as error:
         kinds = ", ".join(operators(tflite))
         raise ValueError(

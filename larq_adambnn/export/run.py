@@ -98,17 +98,21 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> dict
     _check_converted(diagnosis, student, config)
     images, labels = _check_images(config, dataset, note)
     path = run.directory / ("model_int8.tflite" if config.int8 else "model.tflite")
-    with replace_file(path) as temporary:
-        temporary.write_bytes(tflite)
-        tflite = temporary.read_bytes()  # what was written is what is opened, run and checked
-        comparison = check(
-            student, tflite, images, labels, quantized=config.int8, processes=cores()
-        )
+    try:
+        with replace_file(path) as temporary:
+            temporary.write_bytes(tflite)
+            tflite = temporary.read_bytes()  # what was written is what is opened, run and checked
+            comparison = check(
+                student, tflite, images, labels, quantized=config.int8, processes=cores()
+            )
+    except ValueError as error:
+        raise UsageError(f"--mode=export: {error}") from error
     result = {
         "file": path.name,
         "sha256": hashlib.sha256(tflite).hexdigest(),
         "bytes": len(tflite),
         "float_bytes": 4 * student.count_params(),
+        "trained_in": config.precision,
         **signature(tflite),
         "preprocessing": preprocessing(dataset),
         "class_names": list(dataset.class_names),

@@ -1,0 +1,156 @@
+"""8 bits for what stays real: operators, ranges, inputs and outputs, and the accuracy."""
+
+import exports
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from larq_adambnn import export, layers
+from larq_adambnn.export import int8
+from larq_adambnn.export.tflite import Graph
+
+
+def network(pad_values):
+    """Rotation, stem, strided and other binary convolutions, pools, a concatenation."""
+    images = tf.keras.Input((16, 16, 3), name="images")
+    x = layers.Rotate180(name="rotate")(images)
+    x = tf.keras.layers.Conv2D(32, 3, 2, "same", use_bias=False, name="stem")(x)
+    x = tf.keras.layers.BatchNormalization(name="stem_bn")(x)
+
+    def half(x, y, size, strides, name):
+        y = layers.BinaryConv2D(
+            32, size, strides=strides, pad_values=pad_values if size > 1 else 0, name=name
+        )(y)
+        y = tf.keras.layers.BatchNormalization(name=f"{name}_bn")(y)
+        return tf.keras.layers.Add(name=f"{name}_add")([x, y])
+
+    y = layers.Shift(name="shift1")(x)
+    x = tf.keras.layers.AveragePooling2D(2, padding="same", name="halve")(x)
+    x = layers.RPReLU(name="rprelu1")(half(x, y, 3, 2, "wide"))
+    y = layers.Shift(name="shift2")(x)
+    parts = [half(x, y, 1, 1, "left"), half(x, y, 1, 1, "right")]
+    x = layers.RPReLU(name="rprelu2")(tf.keras.layers.Concatenate(name="concat")(parts))
+    x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    logits = tf.keras.layers.Dense(10, name="classifier")(x)
+    return exports.randomized(tf.keras.Model(images, logits, name="network"))
+
+
+@pytest.fixture(scope="module", params=[0, 1], ids=["zeros", "ones"])
+def quantized(request):
+    """(pad_values, model, quantized model)."""
+    model = network(request.param)
+    folded = export.fold(model).model
+    ranges = int8.calibrate(folded, exports.images(model, 64, seed=1))
+    return request.param, model, int8.quantize(folded, ranges)
+
+
+@pytest.mark.parametrize("int8_io", [False, True])
+def test_what_stays_real_is_int8(quantized, int8_io):
+    pad_values, model, network = quantized
+    tflite, real = int8.convert_int8(network, int8_io=int8_io)
+    graph = Graph(tflite)
+    kinds = export.operators(tflite)
+    assert kinds["LceBconv2d"] == 3
+    assert kinds.get("QUANTIZE", 0) == (not int8_io) + len(real)
+    assert kinds.get("DEQUANTIZE", 0) == (not int8_io)
+    assert len(real) == (1 if pad_values == 0 else 0)  # the only one that pads
+    for operator in graph.operators:
+        if operator.kind in ("QUANTIZE", "DEQUANTIZE"):
+            continue
+        output = graph.dtype(operator.outputs[0])
+        if operator.kind == "LceQuantize":
+            assert output == np.int32  # packed signs
+            assert graph.dtype(operator.inputs[0]) == np.int8
+        elif output != np.int8:
+            assert operator.kind == "LceBconv2d"
+            assert graph.name(operator.outputs[0]) in real
+        if operator.kind in ("CONV_2D", "FULLY_CONNECTED"):
+            weights = graph.constant(operator.inputs[1])
+            assert weights.dtype == np.int8
+            assert np.abs(weights.astype(int)).max() == 127  # symmetric and narrow
+    types = [graph.dtype(graph.inputs[0]), graph.dtype(graph.outputs[0])]
+    assert types == [np.dtype("int8" if int8_io else "float32")] * 2
+
+    images = exports.images(model, 100)
+    keras, own = model.predict(images, verbose=0), export.predict(tflite, images)
+    simulated = network.predict(images, verbose=0)
+    spread = keras.std()
+    assert np.abs(own - keras).mean() < 0.1 * spread
+    assert np.abs(own - simulated).mean() < 0.05 * spread
+    assert export.check(model, tflite, images, quantized=True).passed
+
+
+def test_ranges_are_the_extremes_on_the_images(quantized):
+    _, model, _ = quantized
+    folded = export.fold(model).model
+    images = exports.images(model, 20)
+    ranges = int8.calibrate(folded, images)
+    assert ranges[""] == (images.min(), images.max())
+    stem = tf.keras.Model(folded.input, folded.get_layer("stem").output)(images).numpy()
+    np.testing.assert_allclose(ranges["stem"], (stem.min(), stem.max()), rtol=1e-5)
+    np.testing.assert_allclose(
+        ranges["classifier"],
+        (min(0, folded(images).numpy().min()), folded(images).numpy().max()),
+        rtol=1e-4,
+    )
+
+
+def test_a_layer_without_int8_is_named():
+    images = tf.keras.Input((8, 8, 3))
+    x = tf.keras.layers.Conv2D(8, 3, name="stem")(images)
+    x = tf.keras.layers.Lambda(lambda x: tf.math.sin(x), name="odd")(x)
+    model = tf.keras.Model(images, tf.keras.layers.Dense(4)(tf.keras.layers.Flatten()(x)))
+    images = exports.images(model, 4)
+    network = int8.quantize(model, int8.calibrate(model, images))
+    try:
+        tflite, _ = int8.convert_int8(network, int8_io=False)
+    except ValueError as error:
+        assert "Expected a range for every tensor" in str(error)
+    else:  # converted, then it must run
+        own = export.predict(tflite, images)
+        expected = model.predict(images, verbose=0)
+        assert np.abs(own - expected).mean() < 0.1 * expected.std()
+
+
+def test_fine_tuning_brings_it_nearer(quantized):
+    _, model, _ = quantized
+    folded = export.fold(model).model
+    images = exports.images(model, 64, seed=1)
+    network = int8.quantize(folded, int8.calibrate(folded, 0.5 * images))  # too narrow
+    kernels = {x.name: x.get_weights() for x in network.layers if "QuantConv" in type(x).__name__}
+    assert len(kernels) == 3
+
+    def distance():
+        expected = tf.nn.softmax(folded.predict(images, verbose=0))
+        return float(
+            tf.reduce_mean(
+                tf.keras.losses.kl_divergence(
+                    expected, tf.nn.softmax(network.predict(images, verbose=0))
+                )
+            )
+        )
+
+    before = distance()
+    batches = tf.data.Dataset.from_tensor_slices((images, np.zeros(64))).repeat().batch(32)
+    int8.fine_tune(network, folded, batches, epochs=5, steps_per_epoch=8)
+    assert distance() < 0.9 * before
+    for name, weights in kernels.items():  # the signs are what they were
+        np.testing.assert_array_equal(network.get_layer(name).get_weights()[0], weights[0])
+
+
+def test_small_images_in_int8():
+    """The constant that corrects their padding is int8 too."""
+    inputs = tf.keras.Input((2, 2, 8))
+    x = layers.BinaryConv2D(8, 3, name="conv")(inputs)
+    x = tf.keras.layers.BatchNormalization(name="bn")(x)
+    model = exports.randomized(
+        tf.keras.Model(inputs, tf.keras.layers.Dense(3)(tf.keras.layers.Flatten()(x)))
+    )
+    folding = export.fold(model)
+    assert folding.small_images == ["conv"]
+    images = exports.images(model, 32)
+    network = int8.quantize(folding.model, int8.calibrate(folding.model, images))
+    tflite, real = int8.convert_int8(network, int8_io=True)
+    assert real == []
+    expected = model.predict(images, verbose=0)
+    assert np.abs(export.predict(tflite, images) - expected).mean() < 0.05 * expected.std()
