@@ -141,12 +141,12 @@ def weight_peaks(weights: np.ndarray, *, limit: float = 1.5) -> np.ndarray:
 
     The paper finds three, near -1, 0 and 1, in networks that are trained well and one
     in others.  A peak rises above the valleys beside it by at least 2 % of the highest,
-    in a histogram of 120 bins smoothed over some.
+    in a histogram of 121 bins smoothed over some.
     """
     import scipy.ndimage
     import scipy.signal
 
-    counts, edges = np.histogram(np.ravel(weights), np.linspace(-limit, limit, 121))
+    counts, edges = np.histogram(np.ravel(weights), np.linspace(-limit, limit, 122))
     smooth = scipy.ndimage.gaussian_filter1d(counts.astype(float), 2.0)
     peaks, _ = scipy.signal.find_peaks(smooth, prominence=0.02 * smooth.max())
     return (edges[peaks] + edges[peaks + 1]) / 2
@@ -164,7 +164,7 @@ def weight_histograms(
     """
     common = max(float(np.quantile(np.abs(values), 0.999)) for values in weights.values())
     edge = min(limit, 1.2 * common) or limit
-    edges = np.linspace(-edge, edge, 121)
+    edges = np.linspace(-edge, edge, 122)
     figure, panels = _panels(len(weights), 3.8, 2.9)
     data = {"edges": edges}
     for axes, (title, values) in zip(panels, weights.items(), strict=True):
