@@ -114,18 +114,19 @@ def _best_rates(config: Config) -> dict[str, float]:
         return {"adam": config.learning_rate}
     found: dict[str, dict[float, list[float]]] = {}
     for row in read_rows(pathlib.Path(config.sweep) / "study.csv"):
-        if row["top1"]:
-            rates = found.setdefault(row["optimizer"], {})
-            rates.setdefault(float(row["learning_rate"]), []).append(float(row["top1"]))
-    missing = set(OPTIMIZERS) - set(found)
-    if missing:
-        raise UsageError(
-            f"--sweep: expected a learning_rate study of {', '.join(OPTIMIZERS)}; {config.sweep} "
-            f"lacks {min(missing)}"
-        )
-    return {
-        name: max(rates, key=lambda rate: np.mean(rates[rate])) for name, rates in found.items()
-    }
+        rates = found.setdefault(row["optimizer"], {})
+        # A rate that diverges with one seed is not a good one, whatever the others give.
+        rates.setdefault(float(row["learning_rate"]), []).append(float(row["top1"] or "-inf"))
+    best = {}
+    for name in OPTIMIZERS:
+        means = {rate: np.mean(values) for rate, values in found.get(name, {}).items()}
+        if max(means.values(), default=-np.inf) == -np.inf:
+            raise UsageError(
+                f"--sweep: expected a learning_rate study of {', '.join(OPTIMIZERS)}; "
+                f"{config.sweep} lacks {name}"
+            )
+        best[name] = max(means, key=means.get)
+    return best
 
 
 def teacher(config: Config, directory: str) -> Config:

@@ -108,10 +108,8 @@ def _note(config: Config, measured: Mapping[str, list[dict]]) -> str:
         return _NOTES[config.study]
     means: dict[str, dict[float, float]] = {}
     for cells in measured.values():
-        accuracies = [cell["top1"] for cell in cells if "top1" in cell]
-        if accuracies:
-            rates = means.setdefault(cells[0]["optimizer"], {})
-            rates[cells[0]["learning_rate"]] = float(np.mean(accuracies))
+        accuracies = [cell.get("top1", -np.inf) for cell in cells]  # a rate diverges or not
+        means.setdefault(cells[0]["optimizer"], {})[cells[0]["learning_rate"]] = np.mean(accuracies)
     best = []
     for name, rates in means.items():
         rate = max(rates, key=rates.get)
