@@ -16,9 +16,9 @@ import small
 import tensorflow as tf
 
 from larq_adambnn import data, models, training
-from larq_adambnn.analysis import analyze, matrices, study
+from larq_adambnn.analysis import analyze, matrices, study, summary
 from larq_adambnn.analysis.recording import Snapshot, snapshots
-from larq_adambnn.config import UsageError, load_run, parse
+from larq_adambnn.config import Config, UsageError, load_run, parse
 from larq_adambnn.runs import Run, open_run
 from larq_adambnn.students import build_student, load_student
 
@@ -356,7 +356,7 @@ def test_a_study_from_the_sweep_to_the_table(copied, monkeypatch, data_dir, tmp_
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| adam one")]
     values = [float(row["top1"]) for row in found if row["row"] == "adam one step"]
     assert f"| {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} |" in table[0]
-    assert table[0].rstrip(" |").endswith("61.49 | 35.5 | 23.8")
+    assert table[0].rstrip(" |").endswith("61.49 | 35.5 | 23.8 | 5.60e-03")
     drawn = {path.stem for path in (optimizers / "plots").iterdir()}
     assert drawn == {
         "accuracy_one_step",
@@ -366,6 +366,31 @@ def test_a_study_from_the_sweep_to_the_table(copied, monkeypatch, data_dir, tmp_
         "updates",
         "final_weights",
     }
+
+
+def test_claims_are_differences_of_runs_with_the_same_seed():
+    settings = Config(mode="summary", study="order", seeds=3)
+    top1 = {
+        "activations first": [80.0, 82.0, 84.0],
+        "weights first": [79.0, 83.0, None],  # diverged
+        "one step": [70.0, 71.0, 75.0],
+    }
+    measured = {
+        name: [{} if value is None else {"top1": value} for value in values]
+        for name, values in top1.items()
+    }
+    table = summary._claims(settings, matrices.rows(settings), measured)
+    weights, one = (line for line in table if line.startswith("| activations first is above"))
+    assert weights.endswith("weights first | top-1 (%) | 0.00 ± 1.41 | 1 of 2 | 2.93 |")
+    assert one.endswith("one step | top-1 (%) | 10.00 ± 1.00 | 3 of 3 | 1.74 |")
+
+
+@pytest.mark.parametrize("name", ["optimizers", "weight_decay", "order"])
+def test_claims_are_of_rows_that_there_are(name, tmp_path):
+    lines = [f"{optimizer},1e-3,80" for optimizer in matrices.OPTIMIZERS]
+    (tmp_path / "study.csv").write_text("\n".join(["optimizer,learning_rate,top1", *lines]))
+    found = {row.name for row in names(name, sweep=str(tmp_path))}
+    assert {row for claim in matrices.CLAIMS[name] for row in (claim.higher, claim.lower)} <= found
 
 
 def test_a_run_that_fails_stops_the_study(copied, data_dir, tmp_path):

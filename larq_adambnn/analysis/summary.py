@@ -7,7 +7,7 @@ import numpy as np
 
 from larq_adambnn import data
 from larq_adambnn.analysis import figures, style
-from larq_adambnn.analysis.matrices import Row
+from larq_adambnn.analysis.matrices import CLAIMS, Row
 from larq_adambnn.analysis.recording import snapshots
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
 from larq_adambnn.config import Config
@@ -18,7 +18,14 @@ __all__ = ["write"]
 
 # Columns of the table of each study
 _COLUMNS = {
-    "optimizers": ("top1", "saturation_first", "saturation_last", "dead_weights", "peaks"),
+    "optimizers": (
+        "top1",
+        "saturation_first",
+        "saturation_last",
+        "sdam_first",
+        "dead_weights",
+        "peaks",
+    ),
     "weight_decay": ("ff_ratio", "c2i_step_ratio", "c2i_ratio", "top1"),
     "order": ("top1", "ff_ratio", "c2i_step_ratio"),
     "learning_rate": ("top1",),
@@ -49,7 +56,10 @@ _CSV = (
     "directory",
 )
 _NOTES = {
-    "optimizers": "The paper's saturation is that of the first binary layer, as here.",
+    "optimizers": (
+        "Saturation and SDAM (of the weights) are those of the first binary layer in the last "
+        "step, as in the paper."
+    ),
     "weight_decay": (
         "FF is averaged over the epochs of the last step. C2I is at the end, against the weights "
         "at the start of the last step and of the run; the paper's is put beside the former."
@@ -86,6 +96,7 @@ def write(config: Config, rows: Sequence[Row], runs: Mapping[str, Sequence[Confi
         f"Mean and standard deviation over the seeds {', '.join(map(str, _seeds(config)))} on "
         f"{config.dataset}; the paper's figures are ResNet-18's on ImageNet. "
         f"{_note(config, measured)}",
+        *_claims(config, rows, measured),
         *plots,
         "",
         "## Settings",
@@ -183,6 +194,31 @@ def _table(config: Config, rows: Sequence[Row], measured: Mapping[str, list[dict
     return lines
 
 
+def _claims(config: Config, rows: Sequence[Row], measured: Mapping[str, list[dict]]) -> list[str]:
+    """A table of what the paper says, with the differences between runs of the same seed."""
+    paper = {row.name: row.paper for row in rows}
+    lines = []
+    for claim in CLAIMS[config.study]:
+        column = claim.column
+        pairs = zip(measured[claim.higher], measured[claim.lower], strict=True)
+        found = [a[column] - b[column] for a, b in pairs if column in a and column in b]
+        cells = [claim.text, _FORMATS[column][0], _spread(found, column)]
+        cells += [f"{sum(value > 0 for value in found)} of {len(found)}"]
+        theirs = [paper[name].get(column) for name in (claim.higher, claim.lower)]
+        cells += ["" if None in theirs else _FORMATS[column][1].format(theirs[0] - theirs[1])]
+        lines.append("| " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    return [
+        "",
+        "| the paper says | of | difference | with so many seeds | paper: difference |",
+        "|---|---|---:|---:|---:|",
+        *lines,
+        "",
+        "A difference is of runs with the same seed: mean and standard deviation over the seeds.",
+    ]
+
+
 def _spread(values: list[float], column: str) -> str:
     if not values:
         return ""
@@ -215,17 +251,19 @@ def _plots(config: Config, runs, measured, dataset):
         return
 
     def curves(column, label, factor=1.0, select=lambda name: name):
+        chosen = [name for name in finished if select(name)]
+        two_steps = any(len(finished[name][0].steps) == 2 for name in chosen)
         series = {
             select(name): np.array(
                 [
                     [factor * row[column] for row in Run(run.output_dir).read_metrics()]
-                    for run in of_row
+                    for run in finished[name]
                 ]
             )
-            for name, of_row in finished.items()
-            if select(name)
+            for name in chosen
         }
-        _, figure = figures.curves(series, label=label)
+        boundaries = [config.epochs] if two_steps else []
+        _, figure = figures.curves(series, label=label, boundaries=boundaries)
         return figure
 
     accuracy = ("val_accuracy", "test accuracy (%)", 100.0)
