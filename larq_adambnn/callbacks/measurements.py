@@ -166,7 +166,7 @@ class FlipFlopRatio(_Measurement):
         flips = []
         for sign, kernel in zip(self._signs, self._kernels.values(), strict=True):
             new = kernel >= 0
-            flips.append(tf.math.count_nonzero(tf.not_equal(sign, new), dtype=tf.int32))
+            flips.append(tf.reduce_sum(tf.cast(tf.not_equal(sign, new), tf.int32)))
             sign.assign(new)
         self._flips.assign_add(tf.cast(tf.stack(flips), tf.int64))
 
@@ -234,7 +234,7 @@ class CorrelationToInitialization(_Measurement):
         now = self._bits()
         for column, start in (("c2i_ratio", "run"), ("c2i_step_ratio", "step")):
             ratios = {
-                name: 1 - int(np.unpackbits(old ^ new).sum(dtype=np.int64)) / _size(kernel)
+                name: 1 - int.from_bytes(old ^ new, "little").bit_count() / _size(kernel)
                 for (name, kernel), old, new in zip(
                     self._kernels.items(), self._initial[start], now, strict=True
                 )
@@ -335,8 +335,13 @@ class UpdateSize(_Measurement):
 
     def on_train_begin(self, logs=None):
         self._kernels = binary_kernels(self.model)
+        self._sizes = tf.function(self._measure)
         self._sums = np.zeros(len(self._kernels))
         self._iterations = 0
+
+    def _measure(self, before):
+        pairs = zip(self._kernels.values(), before, strict=True)
+        return [tf.reduce_mean(tf.abs(new - old)) for new, old in pairs]
 
     def on_train_batch_begin(self, batch, logs=None):
         if batch % self.every == 0:
@@ -344,8 +349,7 @@ class UpdateSize(_Measurement):
 
     def on_train_batch_end(self, batch, logs=None):
         if batch % self.every == 0:
-            pairs = zip(self._kernels.values(), self._before, strict=True)
-            self._sums += [tf.reduce_mean(tf.abs(new - old)).numpy() for new, old in pairs]
+            self._sums += [size.numpy() for size in self._sizes(self._before)]
             self._iterations += 1
             self._before = None
 
@@ -410,7 +414,7 @@ class Gradients(_Measurement):
         ]
         norms = {name: square**0.5 for name, square in zip(names, squares, strict=True)}
         self._log(logs, "gradient_norm", norms, sum(squares) ** 0.5)
-        dead = [1 - float(np.mean(alive.numpy())) for alive in self._alive]
+        dead = [1 - np.count_nonzero(alive.numpy()) / _size(alive) for alive in self._alive]
         dead = dict(zip(names, dead, strict=True))
         self._log(logs, "dead_weights", dead, _weighted_mean(dead, self._kernels))
         for variable in (*self._squares, *self._counts, *self._alive):
