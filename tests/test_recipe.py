@@ -253,6 +253,19 @@ def test_recipe_trains_in_mixed_float16():
     assert np.isfinite(history["loss"]).all()
 
 
+def test_losses_in_bfloat16_track_those_of_float32():
+    histories = []
+    for policy in ("float32", "mixed_bfloat16"):
+        tf.keras.mixed_precision.set_global_policy(policy)
+        tf.keras.utils.set_random_seed(1)
+        _, history = fit(compiled(optimizers.Adam(0.01)), recipe(), 4)
+        histories.append(history["loss"])
+    assert histories[0] != histories[1]
+    fall = histories[0][0] - histories[0][-1]
+    assert fall > 0.1
+    np.testing.assert_allclose(histories[1], histories[0], rtol=0, atol=0.25 * fall)
+
+
 def test_averaged_weights_are_evaluated_and_training_goes_on_with_the_others():
     momentum = 0.9
     history, evaluated = [], []
