@@ -42,15 +42,24 @@ def test_the_pillow_loop_makes_what_the_pipeline_makes(tmp_path):
     np.testing.assert_allclose(ours.std((0, 1, 2)), theirs.std((0, 1, 2)), rtol=0.1)
 
 
-def test_the_pipeline_is_faster_than_pillow(tmp_path):
-    """The figures for the README take rounds of seconds; here only the order is tested."""
+def test_all_parts_are_compared_on_one_core(tmp_path, monkeypatch):
     benchmark.make_photographs(tmp_path, 64)
     cores = os.sched_getaffinity(0)
+    measured, speed = [], benchmark._speed
+    monkeypatch.setattr(
+        benchmark,
+        "_speed",
+        lambda *arguments: measured.append((speed(*arguments), len(os.sched_getaffinity(0))))
+        or measured[-1][0],
+    )
     config = settings(dataset="image_folder", data_dir=str(tmp_path))
-    speeds, ratio = benchmark.compare(config, rounds=3, seconds=0.5)
+    speeds, ratio = benchmark.compare(config, rounds=3, seconds=0.2)
     assert os.sched_getaffinity(0) == cores
-    assert len(speeds) == 5 and all(speed > 0 for speed in speeds.values())
-    assert ratio > 1.5
+    rounds = np.array([value for value, _ in measured[:-1]]).reshape(3, 4)
+    assert (rounds > 0).all()
+    assert [count for _, count in measured] == [1] * 12 + [len(cores)]
+    np.testing.assert_array_equal(list(speeds.values())[:4], np.median(rounds, 0))
+    assert ratio == np.median(rounds[:, 2] / rounds[:, 3])
 
 
 def test_what_is_printed(tmp_path, monkeypatch, capsys):

@@ -157,7 +157,11 @@ def test_a_network_of_the_first_step_stays_float(run, capsys):
     assert "has no binary layer" in line
     assert "--allow_float_fallback" in line
     assert main.main(["--mode=export", f"--run={run}", "--allow_float_fallback"]) == 0
-    assert "LceBconv2d" not in exports.read_json(run / "export.json")["operators"]
+    info = exports.read_json(run / "export.json")
+    assert "LceBconv2d" not in info["operators"]
+    assert info["operators"]["LceQuantize"]["count"] == 2
+    assert set(info["check"]["signs"]) == {"conv1", "conv2"}
+    assert min(info["check"]["signs"].values()) > 0.9999
 
 
 def test_a_layer_that_stays_float_fails_by_name(monkeypatch, tmp_path, data_dir, capsys):

@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from larq_adambnn.export.fold import quantizer, signs_and_scales
 from larq_adambnn.export.tflite import Graph, Operator
+from larq_adambnn.export.walk import all_nodes
 from larq_adambnn.layers import KERNELS
 
-__all__ = ["Diagnosis", "binary_layers", "bits", "converted", "diagnose", "pack"]
+__all__ = ["Diagnosis", "binary_layers", "bits", "converted", "diagnose", "pack", "packed_signs"]
 
 _REAL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
@@ -116,6 +117,46 @@ def converted(layers, graph: Graph) -> dict[str, int]:
         if same:
             found[layer.name] = same.pop(0)
     return found
+
+
+def packed_signs(model: tf.keras.Model, graph: Graph) -> tuple[dict[str, int], bool]:
+    """Where a .tflite holds the signs that a layer takes, as `pack` packs them.
+
+    Those of converted layers are found by their kernel.  What is left, as in a network whose
+    weights are real, is taken in the order of both graphs if number and sizes are the same.
+
+    Args:
+        model: a functional model.
+        graph: what it was converted to.
+
+    Returns:
+        Tensor in the graph by the layer's name; and whether no other signs are in it.
+    """
+    found = {
+        name: graph.operators[index].inputs[0]
+        for name, index in converted(binary_layers(model), graph).items()
+    }
+    quantized = [op.outputs[0] for op in graph.operators if op.kind == "LceQuantize"]
+    left = [tensor for tensor in quantized if tensor not in found.values()]
+    takers = {}  # LCE computes the signs of one tensor once
+    for node in all_nodes(model):
+        if getattr(quantizer(node.layer, "input_quantizer"), "precision", None) == 1:
+            takers.setdefault(id(node.keras_inputs[0]), []).append(node)
+    others = [taker for taker in takers.values() if found.keys().isdisjoint(_names(taker))]
+    expected = [_packed_shape(taker[0].keras_inputs[0].shape) for taker in others]
+    if expected == [tuple(graph.shape(tensor)[1:]) for tensor in left]:
+        for taker, tensor in zip(others, left, strict=True):
+            found.update(dict.fromkeys(_names(taker), tensor))
+        left = []
+    return found, not left
+
+
+def _names(taker) -> list[str]:
+    return [node.layer.name for node in taker]
+
+
+def _packed_shape(shape) -> tuple[int, ...]:
+    return (*shape[1:-1], -(-shape[-1] // 32))
 
 
 def _reasons(layers, folded: tf.keras.Model) -> dict[str, tuple[str, str]]:

@@ -1,11 +1,11 @@
 """Going through the layer calls of a functional Keras model in their order."""
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
-__all__ = ["count_uses", "nodes", "recall", "walk"]
+__all__ = ["all_nodes", "count_uses", "nodes", "recall", "walk"]
 
 
 def nodes(model: tf.keras.Model) -> list:
@@ -14,13 +14,26 @@ def nodes(model: tf.keras.Model) -> list:
     Raises:
         ValueError: the model is not functional.
     """
-    if not hasattr(model, "_nodes_by_depth"):
+    if not _is_model(model):
         raise ValueError(
             "Expected a functional model, or a sequential one that is built. "
             f"Received: {model.name}, a {type(model).__name__}"
         )
     depths = sorted(model._nodes_by_depth, reverse=True)
     return [n for depth in depths for n in model._nodes_by_depth[depth] if not n.is_input]
+
+
+def all_nodes(model: tf.keras.Model) -> Iterator:
+    """`nodes`, with those of a model in it in the place of its call."""
+    for node in nodes(model):
+        if _is_model(node.layer):
+            yield from all_nodes(node.layer)
+        else:
+            yield node
+
+
+def _is_model(layer) -> bool:
+    return hasattr(layer, "_nodes_by_depth")
 
 
 def count_uses(model: tf.keras.Model) -> collections.Counter:
@@ -45,8 +58,8 @@ def walk(model: tf.keras.Model, inputs: Sequence, call: Callable) -> list:
     uses = count_uses(model)
     for node in nodes(model):
         given = [values[id(tensor)] for tensor in node.keras_inputs]
-        nested = hasattr(node.layer, "_nodes_by_depth")
-        results = walk(node.layer, given, call) if nested else call(node, given)
+        inside = _is_model(node.layer)
+        results = walk(node.layer, given, call) if inside else call(node, given)
         values.update(zip(map(id, tf.nest.flatten(node.outputs)), results, strict=True))
         for tensor in node.keras_inputs:
             uses[id(tensor)] -= 1
