@@ -10,6 +10,7 @@ from larq_adambnn import data, students
 from larq_adambnn.config import Config, UsageError, load_run
 from larq_adambnn.data.progress import progress
 from larq_adambnn.runs import Run
+from larq_adambnn.workers import cores
 
 __all__ = ["main", "predictor", "read_tflite"]
 
@@ -84,7 +85,7 @@ def predictor(tflite: bytes) -> Predict:
     from larq_adambnn.export import interpreter
 
     def predict(batches):
-        for outputs in interpreter.predictions(tflite, batches, processes=interpreter.cores()):
+        for outputs in interpreter.predictions(tflite, batches, processes=cores()):
             yield outputs[0]
 
     return predict

@@ -1,4 +1,4 @@
-"""Processes that run a .tflite beside the main one: ``python -m larq_adambnn.workers``.
+"""Cores, and processes that run a .tflite beside the main one: ``python -m larq_adambnn.workers``.
 
 They are no children of `multiprocessing`, which would run the caller's main module again.
 What goes to and fro is pickled; both ends are this package.
@@ -13,7 +13,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-__all__ = ["Workers", "workers"]
+__all__ = ["Workers", "cores", "workers"]
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Workers:

@@ -11,7 +11,6 @@ import functools
 import glob
 import importlib.util
 import multiprocessing.connection
-import os
 import resource
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 from larq_adambnn.config import Config, UsageError
 from larq_adambnn.terminal import quiet
+from larq_adambnn.workers import cores
 
 __all__ = ["Contender", "contenders", "epoch_times", "main", "operator_times", "take_turns"]
 
@@ -61,7 +61,7 @@ def main(config: Config) -> None:
     """Prints speed and memory of both steps, where a step's time goes, and an epoch's costs."""
     print(
         f"{config.model}, width {config.width:g}, {config.image_size} x {config.image_size}, batch "
-        f"{config.batch_size}, {config.precision}, {len(os.sched_getaffinity(0))} cores; "
+        f"{config.batch_size}, {config.precision}, {cores()} cores; "
         f"{_ROUNDS} steps each, in turns"
     )
     names = [_OURS]

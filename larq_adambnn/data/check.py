@@ -11,6 +11,7 @@ from larq_adambnn.data import catalog, images
 from larq_adambnn.data.progress import progress
 from larq_adambnn.data.sources import Problem, Source
 from larq_adambnn.runs import Run, replace_file
+from larq_adambnn.workers import cores
 
 __all__ = ["defects", "leave_out", "main", "read_left_out", "write_left_out"]
 
@@ -82,9 +83,9 @@ def _decoded(source: Source) -> tf.data.Dataset:
 
     indices = tf.data.Dataset.range(len(source)).batch(_BATCH)
     return (
-        indices.map(lambda chosen: (chosen, *source.lookup(chosen)), tf.data.AUTOTUNE)
+        indices.map(lambda chosen: (chosen, *source.lookup(chosen)), cores())
         .unbatch()
-        .map(example, tf.data.AUTOTUNE)
+        .map(example, cores())
         .ignore_errors()
         .batch(_BATCH)
         .prefetch(1)

@@ -10,11 +10,13 @@ import tensorflow as tf
 from larq_adambnn.config import Config, UsageError
 from larq_adambnn.data import augmentation, images, mixing, randaugment
 from larq_adambnn.data.sources import Problem, Source
+from larq_adambnn.workers import cores
 
 __all__ = ["Dataset", "bad_example"]
 
 # Added to an image's seed, so that each part of the augmentation draws its own numbers
 _CROP, _FLIP, _LIGHTING, _RANDAUGMENT = range(4)
+_AHEAD = 2  # batches that are ready before they are asked for
 _NOTHING = -1  # the key and the index of what pads a batch
 _MARK = "bad example: "
 
@@ -144,7 +146,7 @@ class Dataset:
         epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
         stream = None if source.stream is None else epochs.flat_map(examples)
         read = self._read(source, epochs.flat_map(batches), stream, local, self.augment)
-        return read.map(self._mix).prefetch(tf.data.AUTOTUNE)
+        return _ahead(read.map(self._mix))
 
     def evaluation(
         self,
@@ -181,7 +183,7 @@ class Dataset:
             stream = stream.map(lambda at, example: (_key(0, 0, at), at, *example))
             stream = stream.concatenate(_padding(stream, 2 * size))
         read = self._read(source, schedule, stream, size, self._preprocess)
-        return read.map(strip).prefetch(tf.data.AUTOTUNE)
+        return _ahead(read.map(strip))
 
     def _read(self, source, schedule, stream, size, finish) -> tf.data.Dataset:
         """Batches (keys, images, labels) of what a schedule of (keys, indices) asks for.
@@ -193,7 +195,7 @@ class Dataset:
         if stream is None:
             stream = schedule.map(
                 lambda keys, indices: (keys, indices, *source.lookup(tf.maximum(indices, 0))),
-                num_parallel_calls=tf.data.AUTOTUNE,
+                num_parallel_calls=cores(),
                 deterministic=True,
             ).unbatch()
 
@@ -222,7 +224,7 @@ class Dataset:
             with tf.control_dependencies([tf.cond(tf.reduce_any(bad), stop, tf.no_op)]):
                 return keys, tf.identity(pixels), labels
 
-        read = stream.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        read = stream.map(example, num_parallel_calls=cores(), deterministic=True)
         if source.stream is None:
             read = read.ignore_errors()  # those of a user's own stream come with his message
         read = read.batch(size, drop_remainder=True)
@@ -328,6 +330,17 @@ def _key(seed: int, epoch: tf.Tensor | int, index: tf.Tensor) -> tf.Tensor:
     """The seeds (..., 2) of the images at indices (...) in an epoch."""
     high = tf.where(index == _NOTHING, tf.constant(_NOTHING, tf.int64), _high(seed, epoch))
     return tf.stack([high, index], axis=-1)
+
+
+def _ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Reads the next batches while the last one is used, without tuning how many.
+
+    The thread that tunes would hold up the end of every other iterator, by as long as the
+    iterator has lived.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.prefetch(_AHEAD).with_options(options)
 
 
 def _end(size: int) -> tf.data.Dataset:

@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import os
 import time
 from collections.abc import Iterable, Iterator
 
@@ -12,14 +11,9 @@ from larq_adambnn import workers
 from larq_adambnn.export.convert import silence
 from larq_adambnn.export.tflite import Graph, operators
 
-__all__ = ["cores", "load", "predict", "predictions", "run", "start"]
+__all__ = ["load", "predict", "predictions", "run", "start"]
 
 _ALONE_SECONDS = 10.0  # of work, before further processes are worth their start
-
-
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def load(tflite: bytes):

@@ -18,8 +18,8 @@ from larq_adambnn.export.convert import convert_as_is
 from larq_adambnn.export.doctor import Diagnosis, diagnose
 from larq_adambnn.export.fold import fold
 from larq_adambnn.export.info import describe, info_path, preprocessing, signature
-from larq_adambnn.export.interpreter import cores
 from larq_adambnn.runs import Run, replace_file
+from larq_adambnn.workers import cores
 
 __all__ = ["check_installed", "export_run", "main"]
 
