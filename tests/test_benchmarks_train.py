@@ -46,7 +46,7 @@ def test_twin_is_the_published_network(case, double):
 
 
 def test_contenders_take_turns_and_are_measured():
-    names = [train._OURS, train._TWIN]
+    names = [train._OURS, train._TWIN, train._IN_LINE]
     with train.contenders(SMALL, 2, names) as found:
         train.take_turns(found.values(), rounds=2)
         assert list(found) == names
@@ -54,7 +54,7 @@ def test_contenders_take_turns_and_are_measured():
             assert len(contender.seconds) == 2
             assert 0 < min(contender.seconds) <= max(contender.seconds) < contender.first
             assert 2**28 < contender.ask("memory") < 2**33
-        times = found[train._OURS].ask("operators")
+        times = found[train._IN_LINE].ask("operators")
     assert {"ResourceApplyAdam", "BiasAdd"} <= set(times)
     assert all(seconds > 0 for seconds in times.values())
     convolutions = [kind for kind in times if "Conv2DBackprop" in kind]

@@ -95,21 +95,28 @@ def test_ranges_are_the_extremes_on_the_images(quantized):
     )
 
 
-def test_a_layer_without_int8_is_named():
+def quantized_around(function):
+    """(model, images, quantized model) of a network with a function between its layers."""
     images = tf.keras.Input((8, 8, 3))
     x = tf.keras.layers.Conv2D(8, 3, name="stem")(images)
-    x = tf.keras.layers.Lambda(lambda x: tf.math.sin(x), name="odd")(x)
+    x = tf.keras.layers.Lambda(function, name="odd")(x)
     model = tf.keras.Model(images, tf.keras.layers.Dense(4)(tf.keras.layers.Flatten()(x)))
     images = exports.images(model, 4)
-    network = int8.quantize(model, int8.calibrate(model, images))
-    try:
-        tflite, _ = int8.convert_int8(network, int8_io=False)
-    except ValueError as error:
-        assert "Expected a range for every tensor" in str(error)
-    else:  # converted, then it must run
-        own = export.predict(tflite, images)
-        expected = model.predict(images, verbose=0)
-        assert np.abs(own - expected).mean() < 0.1 * expected.std()
+    return model, images, int8.quantize(model, int8.calibrate(model, images))
+
+
+def test_an_operator_without_int8_stays_float():
+    model, images, network = quantized_around(lambda x: tf.math.sin(x))
+    tflite, _ = int8.convert_int8(network, int8_io=False)
+    assert export.operators(tflite)["SIN"] == 1
+    expected = model.predict(images, verbose=0)
+    assert np.abs(export.predict(tflite, images) - expected).mean() < 0.1 * expected.std()
+
+
+def test_a_tensor_without_a_range_is_refused():
+    _, _, network = quantized_around(lambda x: 2 * x + tf.nn.relu(x))
+    with pytest.raises(ValueError, match=r"Expected a range for every tensor.*odd"):
+        int8.convert_int8(network, int8_io=False)
 
 
 def test_fine_tuning_brings_it_nearer(quantized):

@@ -27,6 +27,7 @@ _WARM_UP, _ROUNDS = 2, 10  # steps of each network
 _LISTED = 8
 _EPOCHS = 3  # of which the one in the middle counts: it neither traces nor finishes the run
 _OURS, _TWIN = "larq_adambnn", "published network in PyTorch"
+_IN_LINE = "larq_adambnn, one operator at a time"  # so that their times add up to the step's
 _HOOKS = (
     "on_epoch_begin",
     "on_epoch_end",
@@ -82,8 +83,8 @@ def main(config: Config) -> None:
                 _print_speed(name, contender, config.batch_size)
             if len(found) > 1:
                 print(f"{'ratio':<32}{_ratio(*found.values()):9.2f}")
-            times = found[_OURS].ask("operators")
-        _print_operators(times)
+        with contenders(config, step, [_IN_LINE]) as found:
+            _print_operators(found[_IN_LINE].ask("operators"))
     _print_epoch(config)
 
 
@@ -153,7 +154,8 @@ def _multiplies(kernel: str) -> bool:
 def _serve(connection, name: str, config: Config, step: int) -> None:
     """Answers requests until the other end is closed."""
     with quiet():
-        training_step = {_OURS: _our_step, _TWIN: _their_step}[name](config, step)
+        make = {_OURS: _our_step, _IN_LINE: _our_step_in_line, _TWIN: _their_step}[name]
+        training_step = make(config, step)
     requests: dict[str, Callable] = {
         "step": lambda: _seconds(training_step),
         "memory": lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
@@ -191,6 +193,13 @@ def _our_step(config: Config, step: int) -> Callable[[], object]:
     batches = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
     train = model.make_train_function()
     return lambda: train(batches)["loss"].numpy()
+
+
+def _our_step_in_line(config: Config, step: int) -> Callable[[], object]:
+    import tensorflow as tf
+
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    return _our_step(config, step)
 
 
 def _their_step(config: Config, step: int) -> Callable[[], object]:

@@ -10,10 +10,12 @@ import warnings
 import tensorflow as tf
 
 from larq_adambnn.export.fold import fold
-from larq_adambnn.export.tflite import compact
+from larq_adambnn.export.tflite import Graph, compact
 from larq_adambnn.export.walk import nodes
 
 __all__ = ["convert", "convert_as_is", "silence"]
+
+_UNSET = 1e6  # the converter's range for what has none, by which such a tensor is found
 
 
 def convert(model: tf.keras.Model) -> bytes:
@@ -37,16 +39,18 @@ def convert(model: tf.keras.Model) -> bytes:
 def convert_as_is(
     model: tf.keras.Model,
     *,
+    quantized: bool = False,
     int8_io: bool = False,
-    default_range: tuple[float, float] | None = None,
 ) -> bytes:
     """Converts a model without folding it; returns and raises what `convert` does.
 
     Args:
         model: see `convert`.
+        quantized: the model has the ranges of its tensors, so that all becomes int8 that can.
         int8_io: whether a quantized model takes and gives int8 instead of float32.
-        default_range: makes constants int8 too, by their own ranges; it is the range of
-            tensors that have none.
+
+    Raises:
+        ValueError: also, a tensor of a quantized model has no range.
     """
     _check(model)
     import larq_compute_engine as lce
@@ -72,9 +76,21 @@ def convert_as_is(
             folder,
             inference_input_type=io_type,
             inference_output_type=io_type,
-            experimental_default_int8_range=default_range,
+            experimental_default_int8_range=(-_UNSET, _UNSET) if quantized else None,
         )
+    if quantized:
+        _check_ranges(Graph(tflite))
     return compact(tflite)
+
+
+def _check_ranges(graph: Graph) -> None:
+    for tensor in range(len(graph.graph.tensors)):
+        scale = graph.scale(tensor)
+        if scale is not None and scale.max() > _UNSET / 256:
+            raise ValueError(
+                "Expected a range for every tensor to be int8. Received none for "
+                f"{graph.name(tensor)}; its layer cannot be quantized"
+            )
 
 
 def _check(model: tf.keras.Model) -> None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from larq_adambnn import callbacks, losses, optimizers
 from larq_adambnn.export.convert import convert_as_is
 from larq_adambnn.export.fold import Affine, quantizer
-from larq_adambnn.export.tflite import Graph, float_outputs
+from larq_adambnn.export.tflite import float_outputs
 from larq_adambnn.export.walk import nodes, recall, walk
 from larq_adambnn.layers import Rotate180
 
@@ -27,7 +27,6 @@ _SAME_SCALE = (
     tf.keras.layers.MaxPooling2D,
 )
 _SIGN_STEPS = 8  # finer than its input's is the scale of a sum that only a sign reads
-_UNSET = 1e6  # the converter's range for what has none, by which such a tensor is found
 _LEARNING_RATE = 1e-4
 
 
@@ -197,13 +196,4 @@ def convert_int8(quantized: tf.keras.Model, *, int8_io: bool) -> tuple[bytes, li
     Raises:
         ValueError: a tensor of it has no range.
     """
-    tflite = convert_as_is(quantized, int8_io=int8_io, default_range=(-_UNSET, _UNSET))
-    graph = Graph(tflite)
-    for tensor in range(len(graph.graph.tensors)):
-        scale = graph.scale(tensor)
-        if scale is not None and scale.max() > _UNSET / 256:
-            raise ValueError(
-                "Expected a range for every tensor to be int8. Received none for "
-                f"{graph.name(tensor)}; its layer cannot be quantized"
-            )
-    return float_outputs(tflite)
+    return float_outputs(convert_as_is(quantized, quantized=True, int8_io=int8_io))
