@@ -1,5 +1,6 @@
 """Shared by the tests: Keras 2 before anything else, and quiet libraries."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -10,6 +11,8 @@ import tensorflow as tf
 
 import larq_adambnn  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 
+gc.freeze()  # so that collecting what one test leaves behind is quick
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
@@ -19,6 +22,7 @@ def _seeded():
     tf.keras.mixed_precision.set_global_policy(None)  # which follows floatx
     tf.keras.backend.set_floatx("float32")
     tf.keras.backend.clear_session()
+    gc.collect()
 
 
 @pytest.fixture

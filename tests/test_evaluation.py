@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import main
-from larq_adambnn import data, export, models
+from larq_adambnn import data, evaluation, export, models
 from larq_adambnn.config import load_run
 
 
@@ -82,7 +82,7 @@ def test_over_several_processes(run, capsys, monkeypatch):
     file = run / "model.tflite"
     alone = evaluated(capsys, f"--run={run}", f"--tflite={file}")
     monkeypatch.setattr(export.interpreter, "_ALONE_SECONDS", 0.0)
-    monkeypatch.setattr(export.interpreter, "cores", lambda: 2)
+    monkeypatch.setattr(evaluation, "cores", lambda: 2)
     assert evaluated(capsys, f"--run={run}", f"--tflite={file}") == alone
 
 

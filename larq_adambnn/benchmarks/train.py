@@ -11,7 +11,6 @@ import functools
 import glob
 import importlib.util
 import multiprocessing.connection
-import resource
 import statistics
 import tempfile
 import time
@@ -158,13 +157,20 @@ def _serve(connection, name: str, config: Config, step: int) -> None:
         training_step = make(config, step)
     requests: dict[str, Callable] = {
         "step": lambda: _seconds(training_step),
-        "memory": lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "memory": _peak_memory,
         "operators": lambda: operator_times(training_step),
     }
     connection.send(_seconds(training_step))
     with contextlib.suppress(EOFError):
         while True:
             connection.send(requests[connection.recv()]())
+
+
+def _peak_memory() -> int:
+    """Bytes; getrusage would count what the parent had when it started this process."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        (line,) = (line for line in file if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
 
 
 def _seconds(function: Callable[[], object]) -> float:
