@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import os
-import sys
 import tempfile
 import warnings
 
@@ -12,6 +10,7 @@ import tensorflow as tf
 from larq_adambnn.export.fold import fold
 from larq_adambnn.export.tflite import Graph, compact
 from larq_adambnn.export.walk import nodes
+from larq_adambnn.terminal import quiet
 
 __all__ = ["convert", "convert_as_is", "silence"]
 
@@ -148,15 +147,9 @@ def silence():
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as notes, warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        os.dup2(notes.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
             logger.setLevel(level)
