@@ -1,5 +1,6 @@
 """Random networks and runs without training, for the tests of the export."""
 
+import importlib
 import json
 
 import numpy as np
@@ -65,6 +66,7 @@ def tiny(input_shape, num_classes, width=1.0, *, pad_values=0.0, groups=(1, 1), 
 
 def make_run(directory, *flags, train=None):
     """A finished run of --model=reactnet18 with random weights, or what `train` makes of them."""
+    tf.keras.utils.set_random_seed(0)
     arguments = ["--mode=import", f"--source={__file__}", f"--output_dir={directory}"]
     config = parse([*arguments, "--model=reactnet18", "--image_size=32", *flags])
     class_names, channels = data.describe(config)
@@ -83,19 +85,27 @@ def make_run(directory, *flags, train=None):
     return directory
 
 
-def fit(student, dataset):
-    """Some seconds of training."""
-    student.compile(
-        optimizers.Adam(2.5e-3), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    )
+def fit(student, dataset, epochs=25, batch_size=64):
+    """Trains to about 98 %, so that few images are close to another class."""
     images, labels = arrays(dataset, "train")
-    student.fit(images, labels, batch_size=64, epochs=6, verbose=0)
+    steps = epochs * -(-len(images) // batch_size)
+    rate = tf.keras.optimizers.schedules.PolynomialDecay(5e-3, steps, end_learning_rate=0.0)
+    student.compile(
+        optimizers.Adam(rate), tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    student.fit(images, labels, batch_size=batch_size, epochs=epochs, verbose=0)
 
 
 def arrays(dataset, split):
     """(images, labels) of a split, prepared for evaluation."""
     batches = dataset.evaluation(split).as_numpy_iterator()
     return tuple(map(np.concatenate, zip(*batches, strict=True)))
+
+
+def allow_a_fall(patch, points):
+    """Lets int8 cost that much accuracy: of 360 test images two are more than half a point."""
+    module = importlib.import_module("larq_adambnn.export.check")
+    patch.setattr(module, "FALL_LIMIT", points / 100)
 
 
 def read_json(path):
