@@ -24,10 +24,12 @@ def table(run: Run, config: Config, seconds: float | None = None) -> str:
         rows.append(_row(f"step {step} ({names[form]})", run, step))
     if run.export.is_file():
         export = json.loads(run.export.read_text(encoding="utf-8"))
-        accuracy = export["accuracy"]["tflite"]
+        accuracy, check = export["accuracy"]["tflite"], export["check"]
+        some = accuracy is not None and check["images"] < check["of"]
+        part = f" (first {check['images']:,} images)" if some else ""
         rows.append(
             (
-                ".tflite",
+                f".tflite{part}",
                 "" if accuracy is None else f"{100 * accuracy:.2f} %",
                 _size(export["bytes"]),
                 f"{export['seconds']:.0f} s",

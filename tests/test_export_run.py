@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import main
-from larq_adambnn import data, export, models, students
+from larq_adambnn import data, export, models, report, students
 from larq_adambnn.config import load_run
 from larq_adambnn.runs import Run
 
@@ -68,7 +68,7 @@ def test_export(run, capsys):
     check = info["check"]
     assert check["passed"]
     assert check["on"] == "test images"
-    assert check["images"] == 360
+    assert check["images"] == check["of"] == 360
     assert check["agreement"] >= 0.99
 
     config = load_run(run)
@@ -87,6 +87,17 @@ def test_export(run, capsys):
         assert line in report
     assert "2 of 2 binary layers are LceBconv2d" in report
     assert "check: passed on 360 test images" in report
+
+
+def test_the_table_says_of_how_many_images_an_accuracy_is(run):
+    def row():
+        (line,) = [s for s in report.table(Run(run), load_run(run)).splitlines() if ".tfl" in s]
+        return line.split("|")[1].strip()
+
+    assert main.main(["--mode=export", f"--run={run}"]) == 0
+    assert row() == ".tflite"
+    assert main.main(["--mode=export", f"--run={run}", "--check_images=100"]) == 0
+    assert row() == ".tflite (first 100 images)"
 
 
 def test_preprocessing_can_be_followed_by_hand(run):

@@ -132,6 +132,7 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> dict
         },
         "check": {
             "on": f"random images ({note})" if note else "test images",
+            "of": None if note else len(dataset.source()),
             "passed": comparison.passed,
             **dataclasses.asdict(comparison),
         },
