@@ -11,7 +11,14 @@ import tensorflow as tf
 
 import larq_adambnn  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 
+_LONG = ("test_resume", "test_golden", "test_strategies", "test_benchmarks_train")
+
 gc.freeze()  # so that collecting what one test leaves behind is quick
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes go first, so that two processes end at the same time."""
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else 9)
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,7 @@ def test_twin_is_the_published_network(case, double):
 
 
 def test_contenders_take_turns_and_are_measured():
-    names = [train._OURS, train._TWIN, train._IN_LINE]
+    names = [train._IN_LINE, train._TWIN]
     with train.contenders(SMALL, 2, names) as found:
         train.take_turns(found.values(), rounds=2)
         assert list(found) == names
