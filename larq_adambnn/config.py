@@ -93,8 +93,8 @@ class Config:
     json: bool = _flag(False, "Print predictions as JSON.", defines_run=False)
     split: str = _flag(
         "test",
-        "Split to evaluate on: test (where there is none, validation), val, train, or a part of a "
-        "TFDS split such as train[90%:].",
+        "Split to evaluate on, and to compare a .tflite with Keras on: test (where there is none, "
+        "validation), val, train, or a part of a TFDS split such as train[90%:].",
         defines_run=False,
     )
     benchmark: str = _flag(
@@ -281,8 +281,8 @@ class Config:
     )
     check_images: int = _flag(
         0,
-        "Images that Keras and the .tflite are compared on; 0: 1000 of up to 64 pixels, 100 of "
-        "larger ones.",
+        "Images of --split that Keras and the .tflite are compared on; 0: 1000 of up to 64 pixels, "
+        "100 of larger ones.",
         lower=0,
         defines_run=False,
     )

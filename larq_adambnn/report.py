@@ -25,8 +25,11 @@ def table(run: Run, config: Config, seconds: float | None = None) -> str:
     if run.export.is_file():
         export = json.loads(run.export.read_text(encoding="utf-8"))
         accuracy, check = export["accuracy"]["tflite"], export["check"]
-        some = accuracy is not None and check["images"] < check["of"]
-        part = f" (first {check['images']:,} images)" if some else ""
+        part = ""
+        if accuracy is not None:
+            some = f"first {check['images']:,} " if check["images"] < check["of"] else ""
+            if some or check["on"].startswith("train"):
+                part = f" ({some}{check['on']})"
         rows.append(
             (
                 f".tflite{part}",

@@ -1,6 +1,5 @@
 """Random networks and runs without training, for the tests of the export."""
 
-import importlib
 import json
 
 import numpy as np
@@ -100,12 +99,6 @@ def arrays(dataset, split):
     """(images, labels) of a split, prepared for evaluation."""
     batches = dataset.evaluation(split).as_numpy_iterator()
     return tuple(map(np.concatenate, zip(*batches, strict=True)))
-
-
-def allow_a_fall(patch, points):
-    """Lets int8 cost that much accuracy: of 360 test images two are more than half a point."""
-    module = importlib.import_module("larq_adambnn.export.check")
-    patch.setattr(module, "FALL_LIMIT", points / 100)
 
 
 def read_json(path):

@@ -16,6 +16,7 @@ FLAGS = (
     "--crop=padded",
     "--noflip",
     "--batch_size=128",
+    "--train_images=512",
     "--epochs=2",
     "--learning_rate=2.5e-3",
     "--noexport",

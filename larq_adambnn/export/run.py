@@ -41,7 +41,7 @@ def main(config: Config) -> None:
     run_config = load_run(
         directory,
         mode=config.mode,
-        **config.given("data_dir"),
+        **config.given("data_dir", "split"),
         **{name: getattr(config, name) for name in own},
     )
     result = export_run(run, run_config)
@@ -131,7 +131,7 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> dict
             "small_images": folding.small_images,
         },
         "check": {
-            "on": f"random images ({note})" if note else "test images",
+            "on": f"random images ({note})" if note else f"{dataset.split_name()} images",
             "of": None if note else len(dataset.source()),
             "passed": comparison.passed,
             **dataclasses.asdict(comparison),
@@ -152,6 +152,8 @@ def _open(config: Config) -> tuple[Dataset, str]:
     try:
         return data.load(config), ""
     except UsageError as error:
+        if str(error).startswith("--split"):
+            raise
         class_names, channels = data.describe(config)
         mean, std = data.normalization(config)
         return Dataset(config, class_names, channels, mean, std, (), None), str(error).split(". ")[
