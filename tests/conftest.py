@@ -6,14 +6,13 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
+import processes
 import pytest
 import tensorflow as tf
 
 import larq_adambnn  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
 
 _LONG = ("test_resume", "test_golden", "test_strategies", "test_benchmarks_train")
-
-gc.freeze()  # so that collecting what one test leaves behind is quick
 
 
 def pytest_collection_modifyitems(items):
@@ -23,13 +22,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Every test starts from the same seed, in float32, and leaves no models behind."""
+    """Every test starts from the same seed, in float32."""
     tf.keras.utils.set_random_seed(0)
     yield
     tf.keras.mixed_precision.set_global_policy(None)  # which follows floatx
     tf.keras.backend.set_floatx("float32")
     tf.keras.backend.clear_session()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collected():
+    """No file leaves its models behind for the next."""
+    yield
     gc.collect()
+    gc.freeze()  # what is left stays, so that collecting what comes is quick
 
 
 @pytest.fixture
@@ -42,3 +48,11 @@ def float64():
 def data_dir(tmp_path_factory):
     """Where the tests prepare TFDS data sets."""
     return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def server():
+    """Starts runs of the small network as processes of their own."""
+    server = processes.Server()
+    yield server
+    server.close()

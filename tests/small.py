@@ -3,8 +3,12 @@
 As a program it is main.py with this network in the place of --model=reactnet18.
 """
 
+import json
 import os
+import signal
 import sys
+import traceback
+from typing import NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -21,6 +25,11 @@ FLAGS = (
     "--learning_rate=2.5e-3",
     "--noexport",
 )
+
+
+def flags_of(output_dir, data_dir, *flags):
+    """The arguments of a run."""
+    return [*FLAGS, f"--data_dir={data_dir}", f"--output_dir={output_dir}", *flags]
 
 
 def network(input_shape, num_classes, width=1.0, *, pad_values=0.0):
@@ -53,11 +62,10 @@ def use() -> None:
 
 
 def serve() -> None:
-    """Forks a process for each line of arguments on standard input; prints its number.
+    """Forks a process for each run that a line of JSON on standard input asks for.
 
-    The imports, which take most of the time of a short run, are then done once.  A
-    process writes to the files that the first two arguments name, and ends with the
-    status of main.
+    The imports, which take most of the time of a short run, are then done once.  See
+    `processes.Server`, which asks.
     """
     import larq_compute_engine  # noqa: F401
     import sklearn.datasets  # noqa: F401
@@ -66,20 +74,38 @@ def serve() -> None:
     import larq_adambnn.training  # noqa: F401
 
     print("ready", flush=True)
-    children = {}
+    children = set()
     for line in sys.stdin:
-        request, *arguments = line.split()
-        if request == "wait":
-            number = int(arguments[0])
-            print(os.waitstatus_to_exitcode(children.pop(number)()), flush=True)
-            continue
-        number = os.fork()
-        if number == 0:
-            for descriptor, path in ((1, arguments[0]), (2, arguments[1])):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-            os._exit(main.main(arguments[2:]))
-        children[number] = lambda number=number: os.waitpid(number, 0)[1]
-        print(number, flush=True)
+        request = json.loads(line)
+        if "poll" in request:
+            number, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if number else None
+            children.discard(number)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _become(**request)
+            children.add(answer)
+        print(json.dumps(answer), flush=True)
+    for number in children:  # of tests that failed
+        os.kill(number, signal.SIGKILL)
+
+
+def _become(arguments, folder, environment) -> NoReturn:
+    """What `python small.py` with these arguments does, with its output in a folder."""
+    status = 1
+    try:
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY), descriptor)
+        os.environ.update(environment)
+        status = main.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from larq_adambnn import data, export, models, report, students
 from larq_adambnn.config import load_run
 from larq_adambnn.runs import Run
 
-
 ALL_TRAIN = ("--split=train", "--check_images=1437")
 
 

@@ -220,13 +220,20 @@ def recipe():
     ]
 
 
+@pytest.fixture(scope="module")
+def undisturbed():
+    """(initial weights, what was seen, final weights) of a training that nothing ended."""
+    tf.keras.utils.set_random_seed(1)
+    model = compiled(optimizers.Adam(0.01))
+    initial = model.get_weights()
+    seen, _ = fit(model, recipe(), 4)
+    return initial, seen, model.get_weights()
+
+
 @pytest.mark.parametrize("killed_at", [3, 8, 9, 10, 13])
 @pytest.mark.parametrize("save_freq", ["epoch", 1])
-def test_recipe_survives_backup_and_restore(killed_at, save_freq, tmp_path):
-    tf.keras.utils.set_random_seed(1)
-    undisturbed = compiled(optimizers.Adam(0.01))
-    initial = undisturbed.get_weights()
-    expected, _ = fit(undisturbed, recipe(), 4)
+def test_recipe_survives_backup_and_restore(killed_at, save_freq, undisturbed, tmp_path):
+    initial, expected, final = undisturbed
 
     def attempt(*more):
         model = compiled(optimizers.Adam(0.01))
@@ -239,7 +246,7 @@ def test_recipe_survives_backup_and_restore(killed_at, save_freq, tmp_path):
     model, seen, _ = attempt()
     assert seen == expected[-len(seen) :]
     if save_freq == "epoch":  # then the resumed epochs saw the same batches
-        for a, b in zip(model.get_weights(), undisturbed.get_weights(), strict=True):
+        for a, b in zip(model.get_weights(), final, strict=True):
             np.testing.assert_array_equal(a, b)
 
 

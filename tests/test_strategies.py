@@ -11,33 +11,23 @@ import time
 
 import numpy as np
 import pytest
-from test_resume import command
+from small import flags_of
 
 REPLICAS = pathlib.Path(__file__).with_name("replicas.py")
 WORKERS = 2
 
 
-def workers(commands):
-    """Starts a process for each command, as the workers of one cluster on this machine."""
-    sockets = [socket.socket() for _ in commands]
+def clusters():
+    """TF_CONFIG of each worker of a cluster on this machine."""
+    sockets = [socket.socket() for _ in range(WORKERS)]
     for s in sockets:
         s.bind(("localhost", 0))
     addresses = [f"localhost:{s.getsockname()[1]}" for s in sockets]
     for s in sockets:
         s.close()
-    processes = []
-    for index, arguments in enumerate(commands):
-        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        processes.append(
-            subprocess.Popen(
-                arguments,
-                env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return processes
+    for index in range(WORKERS):
+        task = {"type": "worker", "index": index}
+        yield {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
 
 
 def losses(process):
@@ -46,9 +36,13 @@ def losses(process):
     return json.loads(out.splitlines()[-1])
 
 
-def start(kind):
+def start(kind, environment=None):
     return subprocess.Popen(
-        [sys.executable, REPLICAS, kind], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, REPLICAS, kind],
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -64,53 +58,44 @@ def test_two_devices_train_like_one(one_device):
 
 
 def test_two_processes_train_like_one(one_device):
-    for process in workers([[sys.executable, REPLICAS, "worker"]] * WORKERS):
+    for process in [start("worker", environment) for environment in clusters()]:
         np.testing.assert_allclose(losses(process), one_device, rtol=0, atol=1e-8)
 
 
-def job(run, data_dir, *flags):
-    arguments = command(
-        run,
-        data_dir,
-        "--strategy=multi_worker",
-        "--sync_batch_norm",
-        "--checkpoint_steps=3",
-        *flags,
-    )
-    return workers([arguments] * WORKERS)
+def job(server, run, data_dir, *flags):
+    flags = ("--strategy=multi_worker", "--sync_batch_norm", "--checkpoint_steps=3", *flags)
+    arguments = flags_of(run, data_dir, *flags)
+    return [server.start(*arguments, environment=environment) for environment in clusters()]
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_killed_worker_ends_the_others_and_the_job_resumes(victim, tmp_path):
+def test_killed_worker_ends_the_others_and_the_job_resumes(victim, server, tmp_path):
     run, data_dir = tmp_path / "run", tmp_path / "data"  # both workers find no data there
     flags = ("--loss=cross_entropy", "--epochs=40")
-    processes = job(run, data_dir, *flags)
-    while not list(run.glob("checkpoints/0*.npz")):
-        assert processes[0].stdout.readline()
-    processes[victim].send_signal(signal.SIGKILL)
+    processes = job(server, run, data_dir, *flags)
+    processes[0].wait_until(lambda: list(run.glob("checkpoints/0*.npz")))
+    assert processes[0].running(), processes[0].err
+    processes[victim].kill()
     killed = time.perf_counter()
     survivor = processes[1 - victim]
-    _, err = survivor.communicate(timeout=60)
+    status, _, err = survivor.finish(timeout=60)
     assert time.perf_counter() - killed < 60
-    assert survivor.returncode not in (0, -signal.SIGKILL)
+    assert status not in (0, -signal.SIGKILL)
     assert "another worker stopped" in err, err
-    processes = job(run, data_dir, *flags)
-    assert processes[0].stdout.readline().startswith("resuming after")
+    processes = job(server, run, data_dir, *flags)
+    processes[0].wait_for("resuming after")
     for process in processes:
         process.kill()
-        process.communicate()
 
 
-def test_job_of_two_workers_ends_like_the_one_process_run(data_dir, tmp_path):
+def test_job_of_two_workers_ends_like_the_one_process_run(server, data_dir, tmp_path):
     """In float32 flipped signs amplify rounding, so the comparison is of the first epoch."""
     flags = ("--loss=cross_entropy", "--order=real_valued", "--epochs=1")
-    for process in job(tmp_path / "two", data_dir, *flags):
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-    single = subprocess.run(
-        command(tmp_path / "one", data_dir, *flags), capture_output=True, text=True, timeout=300
-    )
-    assert single.returncode == 0, single.stderr
+    runs = job(server, tmp_path / "two", data_dir, *flags)
+    runs.append(server.start(*flags_of(tmp_path / "one", data_dir, *flags)))
+    for process in runs:
+        status, _, err = process.finish()
+        assert status == 0, err
     rows = [
         (tmp_path / name / "metrics.csv").read_text().splitlines()[1].split(",")
         for name in ("one", "two")

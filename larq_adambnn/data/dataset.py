@@ -87,6 +87,7 @@ class Dataset:
         """What --bad_images=skip left out of a split."""
         return self.open_split(self.split_name(split))[1]
 
+    @tf.autograph.experimental.do_not_convert  # a second of each start
     def train(self, first_step: int = 0, *, shard: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
         """Endless training batches (images, labels) from a step on.
 
@@ -148,6 +149,7 @@ class Dataset:
         read = self._read(source, epochs.flat_map(batches), stream, local, self.augment)
         return _ahead(read.map(self._mix))
 
+    @tf.autograph.experimental.do_not_convert
     def evaluation(
         self,
         split: str = "",
