@@ -250,6 +250,19 @@ def test_recipe_survives_backup_and_restore(killed_at, save_freq, undisturbed, t
             np.testing.assert_array_equal(a, b)
 
 
+def test_each_step_is_traced_once(monkeypatch):
+    """Keras alone does it twice, since the first trace makes the optimizer's variables."""
+    traces, train_step = [], tf.keras.Model.train_step
+
+    def counted(model, data):
+        traces.append(larq_adambnn.binarization(model))
+        return train_step(model, data)
+
+    monkeypatch.setattr(tf.keras.Model, "train_step", counted)
+    fit(compiled(optimizers.Adam(0.01)), recipe(), 4)
+    assert traces == [(True, False), (True, True)]
+
+
 def test_recipe_trains_in_mixed_float16():
     tf.keras.mixed_precision.set_global_policy("mixed_float16")
     model = compiled(optimizers.Adam(0.01))

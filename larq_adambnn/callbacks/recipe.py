@@ -14,7 +14,7 @@ __all__ = ["AverageWeights", "LinearDecay", "TwoStepSwitch", "WeightDecaySchedul
 
 def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
     """Sets a hyperparameter of the model's optimizer, variable or plain number."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = _inner(model.optimizer)
     if not hasattr(optimizer, attribute):
         raise ValueError(
             f"Expected an optimizer with `{attribute}`. Received: {type(optimizer).__name__}"
@@ -25,6 +25,11 @@ def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
     elif current != value:
         setattr(optimizer, attribute, value)
         layers.retrace(model)  # the old number is part of the traced function
+
+
+def _inner(optimizer):
+    """What a LossScaleOptimizer wraps; any other is itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _positive_ints(name: str, values) -> tuple[int, ...]:
@@ -66,6 +71,13 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
         self.first, self.second = first, second
         self.reload = reload
 
+    def on_train_begin(self, logs=None):
+        optimizer = _inner(self.model.optimizer)
+        if not isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer):
+            # Variables that a function makes while it is traced have it traced twice.
+            with self.model.distribute_strategy.scope():
+                optimizer.build(self.model.trainable_variables)
+
     def on_epoch_begin(self, epoch, logs=None):
         form = self.first if epoch < self.epoch else self.second
         if layers.binarization(self.model) != form:
@@ -83,7 +95,7 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
 
 def _reset_optimizer(model: tf.keras.Model) -> None:
     """Gives every variable of the optimizer its initial value, but for the learning rate."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = _inner(model.optimizer)
     if isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer):
         for variable in optimizer.variables():
             variable.assign(tf.zeros_like(variable))
