@@ -11,7 +11,9 @@ import functools
 import glob
 import importlib.util
 import multiprocessing.connection
+import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -167,7 +169,9 @@ def _serve(connection, name: str, config: Config, step: int) -> None:
 
 
 def _peak_memory() -> int:
-    """Bytes; getrusage would count what the parent had when it started this process."""
+    """Bytes; on Linux getrusage would count what the parent had when it started this process."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open("/proc/self/status", encoding="ascii") as file:
         (line,) = (line for line in file if line.startswith("VmHWM:"))
     return 1024 * int(line.split()[1])
