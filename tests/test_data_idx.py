@@ -117,6 +117,7 @@ def test_damaged_and_lying_files(tmp_path, name, pack):
         (gzip.compress(GOOD)[:10] + b"\xff" * 9, "cannot be read: .*invalid block type"),
         (gzip.compress(GOOD)[:-6] + b"\0" * 6, "cannot be read: CRC check failed"),
     ],
+    ids=["no gzip", "cut off", "another block", "another sum"],  # the bytes hold the time
 )
 def test_damaged_gzip(tmp_path, content, message):
     path = tmp_path / "x.gz"
