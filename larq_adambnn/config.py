@@ -18,6 +18,10 @@ class UsageError(Exception):
     """What the user gave cannot work; the message is one line that says what would."""
 
 
+class SplitError(UsageError):
+    """The data set is there, but not the split that --split names."""
+
+
 def _flag(default, help, *, choices=None, lower=None, upper=None, above=None, defines_run=True):
     """A field of Config.
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import math
 
 import larq as lq
+import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable
+from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable, select
 
 __all__ = ["BinaryConv2D", "RPReLU", "Rotate180", "Shift", "binarization", "binarize"]
 
@@ -55,30 +57,37 @@ class RPReLU(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
-        x = prelu(tf.nn.bias_add(inputs, self.shift_in), tf.convert_to_tensor(self.slope))
-        return tf.nn.bias_add(x, self.shift_out)
+        parameters = (self.shift_in, self.slope, self.shift_out)
+        return rprelu(inputs, *map(tf.convert_to_tensor, parameters))
 
 
 @tf.custom_gradient
-def prelu(x: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
-    """PReLU: ``x`` where it is positive, ``slope * x`` elsewhere.
-
-    TensorFlow's own gradient of this reads and writes the large tensors twice as often.
+def rprelu(x: tf.Tensor, shift_in: tf.Tensor, slope: tf.Tensor, shift_out: tf.Tensor) -> tf.Tensor:
+    """``PReLU(x + shift_in) + shift_out`` with few passes over memory, forward and backward.
 
     Args:
         x: (..., C).
-        slope: of each channel, (C,).
+        shift_in, slope, shift_out: (C,), of x's dtype.
 
     Returns:
         Tensor of x's shape and dtype.
     """
-    factor = tf.where(x > 0, tf.ones([], x.dtype), slope)
+    x = tf.nn.bias_add(x, shift_in)
+    factor = select(x > 0, tf.ones([], x.dtype), slope)
 
     def grad(dy):
+        dx = dy * factor
         negative = dy * tf.minimum(x, tf.zeros([], x.dtype))
-        return dy * factor, tf.raw_ops.BiasAddGrad(out_backprop=negative)
+        return dx, *map(_sum_by_channel, (dx, negative, dy))
 
-    return x * factor, grad
+    return tf.nn.bias_add(x * factor, shift_out), grad
+
+
+def _sum_by_channel(x: tf.Tensor) -> tf.Tensor:
+    """Sums (..., C) to (C,)."""
+    rows = tf.reshape(x, [-1, x.shape[-1]])
+    count = rows.shape[0] or tf.shape(rows)[0]
+    return tf.reshape(tf.matmul(tf.ones([1, count], x.dtype), rows), [-1])
 
 
 @contextlib.contextmanager
@@ -121,6 +130,61 @@ class BinaryConv2D(lq.layers.QuantConv2D):
                 kernel_quantizer=kernel_quantizer or Switchable(ScaledSign()),
                 **options,
             )
+
+    def convolution_op(self, inputs, kernel):
+        """Keras's; where a kernel is larger than its images, with `kernel_gradient`."""
+        convolve, positions = super().convolution_op, inputs.shape[:-1].num_elements()
+        taps = math.prod(self.kernel_size)
+        if (
+            positions is None
+            or positions >= taps * self.filters
+            or taps == 1
+            or (self.data_format, self.dilation_rate, self.groups) != ("channels_last", (1, 1), 1)
+            or tf.config.list_physical_devices("GPU")
+        ):
+            return convolve(inputs, kernel)
+        options = {"strides": self.strides, "padding": self.padding.upper()}
+
+        @tf.custom_gradient
+        def convolution(x, w):
+            def grad(dy):
+                dx = tf.nn.conv2d_transpose(dy, w, tf.shape(x), **options)
+                return dx, kernel_gradient(x, dy, self.kernel_size, **options)
+
+            return convolve(x, w), grad
+
+        return convolution(inputs, tf.convert_to_tensor(kernel))
+
+
+def kernel_gradient(x, dy, kernel_size, strides, padding: str) -> tf.Tensor:
+    """Gradient of a 2D convolution's kernel as one matrix product for each of its positions.
+
+    On a CPU faster than TensorFlow's where the kernel has more weights than the images
+    have pixels: there its own adds up copies of the kernel's gradient.
+
+    Args:
+        x: input of the convolution, (B, H, W, C).
+        dy: gradient of its output, (B, H', W', K).
+        kernel_size, strides: (rows, columns).
+        padding: "SAME" or "VALID".
+
+    Returns:
+        Tensor of shape (*kernel_size, C, K).
+    """
+    spans = [(size - 1) * stride + 1 for size, stride in zip(dy.shape[1:3], strides, strict=True)]
+    if padding == "SAME":
+        missing = [
+            max(span + taps - 1 - size, 0)
+            for span, taps, size in zip(spans, kernel_size, x.shape[1:3], strict=True)
+        ]
+        x = tf.pad(x, [[0, 0], *([n // 2, n - n // 2] for n in missing), [0, 0]])
+    shifted = [
+        x[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]]
+        for i, j in np.ndindex(*kernel_size)
+    ]
+    rows = tf.reshape(tf.stack(shifted), [len(shifted), -1, x.shape[-1]])
+    products = tf.matmul(rows, tf.reshape(dy, [1, -1, dy.shape[-1]]), transpose_a=True)
+    return tf.reshape(products, [*kernel_size, x.shape[-1], dy.shape[-1]])
 
 
 # The quantizer attributes of Larq's layers, with the variable each one acts on.

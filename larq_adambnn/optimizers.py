@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-__all__ = ["SGD", "Adam", "RMSprop", "published_decay"]
+__all__ = ["SGD", "Adam", "RMSprop", "inner", "published_decay"]
 
 
 def published_decay(variable: tf.Variable) -> bool:
@@ -15,6 +15,11 @@ def published_decay(variable: tf.Variable) -> bool:
     1 x C x 1 x 1).  Not batch norm, slopes or the classifier.
     """
     return variable.shape.rank == 4 or "shift" in variable.name.rsplit("/", 1)[-1]
+
+
+def inner(optimizer):
+    """What a LossScaleOptimizer wraps; any other optimizer is itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 class _WeightDecay:
@@ -35,6 +40,12 @@ class _WeightDecay:
     def _apply_weight_decay(self, variables):
         """Keras's own decay, which would come on top."""
 
+    def aggregate_gradients(self, grads_and_vars):
+        """Sums over the replicas; with one, Keras would copy every gradient instead."""
+        if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+            return grads_and_vars
+        return super().aggregate_gradients(grads_and_vars)
+
     def _distributed_apply_gradients_fn(self, distribution, grads_and_vars, **kwargs):
         """Computes once a step, and not once a variable, what the updates share."""
         scalars = {dtype: self._scalars(dtype) for dtype in {v.dtype for _, v in grads_and_vars}}
@@ -44,8 +55,9 @@ class _WeightDecay:
     def _scalars(self, dtype: tf.DType) -> dict[str, tf.Tensor]:
         """What the updates of a step share, by name."""
         return {
-            "learning_rate": tf.cast(self.learning_rate, dtype),
-            "weight_decay": tf.cast(self.weight_decay, dtype),
+            # tf.cast leaves a variable of that dtype a variable, which each update would read.
+            "learning_rate": tf.cast(tf.convert_to_tensor(self.learning_rate), dtype),
+            "weight_decay": tf.cast(tf.convert_to_tensor(self.weight_decay), dtype),
         }
 
     def _decayed(self, gradient, variable):

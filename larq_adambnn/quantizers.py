@@ -23,8 +23,7 @@ def approx_sign(x: tf.Tensor) -> tf.Tensor:
     def grad(dy):
         return tf.nn.relu(2 - 2 * tf.abs(x)) * dy
 
-    one = tf.ones([], x.dtype)
-    return tf.where(x >= 0, one, -one), grad
+    return lq.math.sign(x), grad
 
 
 @tf.custom_gradient
@@ -43,11 +42,27 @@ def scaled_sign(w: tf.Tensor) -> tf.Tensor:
         Tensor of w's shape and dtype.
     """
 
-    def grad(dy):
-        return tf.where(tf.abs(w) <= 1, dy, tf.zeros_like(dy))
+    magnitude = tf.abs(w)
+    scale = tf.reduce_mean(magnitude, axis=list(range(w.shape.rank - 1)), keepdims=True)
 
-    scale = tf.reduce_mean(tf.abs(w), axis=list(range(w.shape.rank - 1)), keepdims=True)
-    return tf.where(w >= 0, scale, -scale), grad
+    def grad(dy):
+        return select(magnitude <= 1, dy, tf.zeros([], dy.dtype))
+
+    return select(w >= 0, scale, -scale), grad
+
+
+def select(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """`tf.where`; of 16 bits by way of 32, which TensorFlow's CPU kernels do several times faster.
+
+    Args:
+        condition: booleans.
+        x, y: floats of one dtype; all three broadcast.
+
+    Returns:
+        Tensor of x's dtype.
+    """
+    wide = tf.float32 if x.dtype.size < 4 else x.dtype
+    return tf.cast(tf.where(condition, tf.cast(x, wide), tf.cast(y, wide)), x.dtype)
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")

@@ -95,6 +95,49 @@ def test_binary_convolution_gradients_are_those_of_the_paper():
     np.testing.assert_allclose(dw, d_kernel * (np.abs(w) <= 1), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("size", [(7, 8), (6, 5), (3, 3)])
+def test_kernel_gradient_is_tensorflows(size, strides, padding):
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=(2, *size, 5)))
+    kernel = tf.constant(rng.normal(size=(3, 3, 5, 4)))
+    with tf.GradientTape() as tape:
+        tape.watch(kernel)
+        y = tf.nn.conv2d(x, kernel, strides, padding)
+    dy = tf.constant(rng.normal(size=y.shape))
+    gradient = layers.kernel_gradient(x, dy, (3, 3), strides, padding)
+    np.testing.assert_allclose(gradient, tape.gradient(y, kernel, dy), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("pad_values", [0.0, 1.0])
+def test_few_pixels_and_many_weights_change_no_gradient(monkeypatch, strides, pad_values):
+    calls = []
+    monkeypatch.setattr(
+        layers,
+        "kernel_gradient",
+        lambda *args, f=layers.kernel_gradient, **kwargs: calls.append(1) or f(*args, **kwargs),
+    )
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 6, 6, 3)))
+    layer = layers.BinaryConv2D(16, 3, strides=strides, pad_values=pad_values, dtype="float64")
+    layer(x)
+
+    def gradients(inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            loss = tf.reduce_sum(layer(inputs) ** 2)
+        return tape.gradient(loss, [inputs, *layer.trainable_weights])
+
+    few = gradients(x)
+    assert calls
+    calls.clear()
+    many = gradients(tf.concat([x] * 10, 0))
+    assert not calls
+    np.testing.assert_allclose(few[0], many[0][:2], rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(10 * few[1], many[1], rtol=1e-10, atol=1e-11)
+
+
 def test_binary_convolution_switched_off_is_keras_convolution():
     x = images(channels=5)
     layer = layers.BinaryConv2D(7, 3, strides=2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from larq_adambnn.quantizers import ScaledSign, Switchable, scaled_sign
+from larq_adambnn.quantizers import ScaledSign, Switchable, approx_sign, scaled_sign, select
 
 
 def kernel(shape=(3, 3, 5, 7)):
@@ -34,6 +34,25 @@ def test_scaled_sign_of_a_dense_kernel_scales_each_output():
     w = kernel((11, 4))
     y = scaled_sign(tf.constant(w)).numpy()
     np.testing.assert_allclose(np.abs(y), np.tile(np.abs(w).mean(0), (11, 1)), rtol=1e-14)
+
+
+def test_approx_sign_of_zero_is_one_and_its_gradient_is_the_triangle():
+    x = tf.constant([-1.5, -1.0, -0.25, -0.0, 0.0, 1e-300, 0.5, 1.0, 2.0], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = approx_sign(x)
+    np.testing.assert_array_equal(y, [-1, -1, -1, 1, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(tape.gradient(y, x), [0, 0, 1.5, 2, 2, 2, 1, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_select_is_where_in_every_precision(dtype):
+    x, y = (tf.cast(np.random.default_rng(seed).normal(size=(5, 7)), dtype) for seed in (0, 1))
+    for other in (y, y[0], tf.zeros([], dtype)):
+        chosen = select(x > 0, x, other)
+        assert chosen.dtype == dtype
+        double = [tf.cast(values, tf.float64).numpy() for values in (chosen, x, other)]
+        np.testing.assert_array_equal(double[0], np.where(double[1] > 0, *double[1:]))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import layers
+from larq_adambnn import layers, optimizers
 from larq_adambnn.quantizers import Switchable
 
 __all__ = [
@@ -450,7 +450,7 @@ def _watch_updates(optimizer, observe: Callable) -> list[Callable[[], None]]:
     Returns:
         Functions that undo it.
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = optimizers.inner(optimizer)
     undo = []
     for part in getattr(optimizer, "optimizers", [optimizer]):  # of Larq's CaseOptimizer
         legacy = isinstance(part, tf.keras.optimizers.legacy.Optimizer)

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import layers
+from larq_adambnn import layers, optimizers
 
 __all__ = ["AverageWeights", "LinearDecay", "TwoStepSwitch", "WeightDecaySchedule"]
 
 
 def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
     """Sets a hyperparameter of the model's optimizer, variable or plain number."""
-    optimizer = _inner(model.optimizer)
+    optimizer = optimizers.inner(model.optimizer)
     if not hasattr(optimizer, attribute):
         raise ValueError(
             f"Expected an optimizer with `{attribute}`. Received: {type(optimizer).__name__}"
@@ -25,11 +25,6 @@ def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
     elif current != value:
         setattr(optimizer, attribute, value)
         layers.retrace(model)  # the old number is part of the traced function
-
-
-def _inner(optimizer):
-    """What a LossScaleOptimizer wraps; any other is itself."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _positive_ints(name: str, values) -> tuple[int, ...]:
@@ -72,7 +67,7 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
         self.reload = reload
 
     def on_train_begin(self, logs=None):
-        optimizer = _inner(self.model.optimizer)
+        optimizer = optimizers.inner(self.model.optimizer)
         if not isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer):
             # Variables that a function makes while it is traced have it traced twice.
             with self.model.distribute_strategy.scope():
@@ -95,7 +90,7 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
 
 def _reset_optimizer(model: tf.keras.Model) -> None:
     """Gives every variable of the optimizer its initial value, but for the learning rate."""
-    optimizer = _inner(model.optimizer)
+    optimizer = optimizers.inner(model.optimizer)
     if isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer):
         for variable in optimizer.variables():
             variable.assign(tf.zeros_like(variable))

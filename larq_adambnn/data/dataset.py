@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.config import Config, UsageError
+from larq_adambnn.config import Config, SplitError, UsageError
 from larq_adambnn.data import augmentation, images, mixing, randaugment
 from larq_adambnn.data.sources import Problem, Source
 from larq_adambnn.workers import cores
@@ -74,7 +74,7 @@ class Dataset:
                 return name
         if "[" in split:  # TFDS's notation for a part of a split
             return split
-        raise UsageError(
+        raise SplitError(
             f"--split: expected one of {', '.join(('train', *self.splits))} of "
             f"{self.config.dataset}; received {split!r}"
         )

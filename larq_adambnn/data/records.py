@@ -12,7 +12,7 @@ import filelock
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.config import UsageError
+from larq_adambnn.config import SplitError, UsageError
 from larq_adambnn.data.sources import Source
 
 __all__ = ["describe", "open_tfds", "split_name", "splits"]
@@ -72,13 +72,13 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError, AssertionError):
         names = ", ".join(builder.info.splits)
-        raise UsageError(
+        raise SplitError(
             f"--split: expected one of {names} of {name}, or a part such as train[:80%]; "
             f"received {split!r}"
         ) from None
     records = _Records(instructions)
     if not len(records):
-        raise UsageError(f"--split: expected examples in {split} of {name}; there are none")
+        raise SplitError(f"--split: expected examples in {split} of {name}; there are none")
     class_names, channels = describe(name, data_dir)
 
     def lookup(indices):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn import data, report, students
-from larq_adambnn.config import Config, UsageError, load_run
+from larq_adambnn.config import Config, SplitError, UsageError, load_run
 from larq_adambnn.data import Dataset
 from larq_adambnn.export import int8
 from larq_adambnn.export.check import check
@@ -151,14 +151,13 @@ def _open(config: Config) -> tuple[Dataset, str]:
     """The data set of a run, and if it is not there, why: then it has no images."""
     try:
         return data.load(config), ""
+    except SplitError:
+        raise
     except UsageError as error:
-        if str(error).startswith("--split"):
-            raise
         class_names, channels = data.describe(config)
         mean, std = data.normalization(config)
-        return Dataset(config, class_names, channels, mean, std, (), None), str(error).split(". ")[
-            0
-        ]
+        (reason, *_) = str(error).split(". ")
+        return Dataset(config, class_names, channels, mean, std, (), None), reason
 
 
 def _check_converted(diagnosis: Diagnosis, student: tf.keras.Model, config: Config) -> None:
