@@ -78,16 +78,18 @@ def rprelu(x: tf.Tensor, shift_in: tf.Tensor, slope: tf.Tensor, shift_out: tf.Te
     def grad(dy):
         dx = dy * factor
         negative = dy * tf.minimum(x, tf.zeros([], x.dtype))
-        return dx, *map(_sum_by_channel, (dx, negative, dy))
+        return dx, *_sums_by_channel(dx, negative, dy)
 
     return tf.nn.bias_add(x * factor, shift_out), grad
 
 
-def _sum_by_channel(x: tf.Tensor) -> tf.Tensor:
-    """Sums (..., C) to (C,)."""
-    rows = tf.reshape(x, [-1, x.shape[-1]])
-    count = rows.shape[0] or tf.shape(rows)[0]
-    return tf.reshape(tf.matmul(tf.ones([1, count], x.dtype), rows), [-1])
+def _sums_by_channel(*tensors: tf.Tensor) -> list[tf.Tensor]:
+    """Sums tensors of one shape (..., C) to (C,), as products with a row of ones."""
+    shape, flat = tf.constant([-1, tensors[0].shape[-1]]), tf.constant([-1])
+    matrices = [tf.reshape(x, shape) for x in tensors]
+    count = matrices[0].shape[0] or tf.shape(matrices[0])[0]
+    ones = tf.ones([1, count], tensors[0].dtype)
+    return [tf.reshape(tf.matmul(ones, matrix), flat) for matrix in matrices]
 
 
 @contextlib.contextmanager
