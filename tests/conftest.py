@@ -16,7 +16,7 @@ _LONG = ("test_resume", "test_golden", "test_strategies", "test_benchmarks_train
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take minutes go first, so that two processes end at the same time."""
+    """The files that take minutes go first, so that the processes end at the same time."""
     items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else 9)
 
 

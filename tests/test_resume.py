@@ -61,7 +61,7 @@ def reference(tmp_path_factory, data_dir):
 
 def test_killed_at_random_moments_ends_like_the_undisturbed_run(start, data_dir, tmp_path):
     def begin(run):
-        return start(run, data_dir, "--teacher=self", "--checkpoint_steps=3", "--epochs=3")
+        return start(run, data_dir, "--teacher=self", "--checkpoint_steps=3")
 
     began = time.perf_counter()
     status, _, err = begin(tmp_path / "reference").finish()
