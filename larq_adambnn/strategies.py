@@ -88,7 +88,12 @@ def distribute(strategy: tf.distribute.Strategy, dataset: Dataset, first_step: i
     """The data arguments of `fit`: each worker reads its own part of every batch."""
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
-        return {"x": dataset.train(first_step), "validation_data": dataset.evaluation()}
+        return {
+            "x": dataset.train(first_step),
+            "validation_data": dataset.evaluation(),
+            # Without it Keras opens the data twice for each evaluation.
+            "validation_steps": -(-len(dataset.test_source) // dataset.config.batch_size),
+        }
     size = dataset.config.batch_size // replicas
 
     def shard(context):

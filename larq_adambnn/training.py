@@ -131,7 +131,9 @@ def _teacher(config: Config, run: Run, dataset: Dataset):
         output_dir=str(run.directory / "teacher"),
         reload_best=False,
     )
-    unmixed = dataclasses.replace(dataset, config=own)
+    unmixed = dataset
+    if config.mixup or config.cutmix:
+        unmixed = dataclasses.replace(dataset, config=config.replace(mixup=0.0, cutmix=0.0))
     train_run(own, unmixed, title="teacher: the real-valued network, on the labels")
     return teachers.freeze(load_student(Run(own.output_dir), own, dataset), dataset)
 
@@ -268,9 +270,7 @@ class _Log(tf.keras.callbacks.Callback):
         return {name: row[name] for name in COLUMNS if name in row}
 
     def _write_summary(self, epoch: int, row: dict[str, float]) -> None:
-        with self._writer.as_default(step=epoch):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
+        recording.write_scalars(self._writer, epoch, row)
         self._writer.flush()
 
     def _print(self, row: dict[str, float]) -> None:

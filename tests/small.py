@@ -67,12 +67,16 @@ def serve() -> None:
     The imports, which take most of the time of a short run, are then done once.  See
     `processes.Server`, which asks.
     """
+    import gc
+
     import larq_compute_engine  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import tensorflow_datasets  # noqa: F401
 
     import larq_adambnn.training  # noqa: F401
 
+    gc.freeze()  # what was imported is no garbage
     print("ready", flush=True)
     children = set()
     for line in sys.stdin:

@@ -1,6 +1,7 @@
 """What a training leaves behind for its analyses: figures of each layer, and snapshots."""
 
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +12,7 @@ from larq_adambnn.config import Config, UsageError
 from larq_adambnn.data import Dataset
 from larq_adambnn.runs import Run, read_rows, replace_file, write_rows
 
-__all__ = ["LAYER_COLUMNS", "Recorder", "Snapshot", "snapshots"]
+__all__ = ["LAYER_COLUMNS", "Recorder", "Snapshot", "snapshots", "write_scalars"]
 
 # Columns of measurements.csv, one row a binary layer and epoch
 LAYER_COLUMNS = (
@@ -31,6 +32,15 @@ LAYER_COLUMNS = (
 _PROBE = 16  # images whose activations are measured each epoch
 
 
+def write_scalars(writer: tf.summary.SummaryWriter, step: int, values: Mapping[str, float]) -> None:
+    """Writes the points of many curves as one event; a `tf.summary.scalar` each takes longer."""
+    event = tf.compat.v1.Summary()
+    for name, value in values.items():
+        event.value.add(tag=name, simple_value=value)
+    with writer.as_default(step=step):
+        tf.summary.experimental.write_raw_pb(event.SerializeToString())
+
+
 class Recorder(tf.keras.callbacks.Callback):
     """Writes measurements.csv, each layer's curves for TensorBoard, and snapshots.
 
@@ -46,11 +56,10 @@ class Recorder(tf.keras.callbacks.Callback):
     def __init__(self, run: Run, config: Config, dataset: Dataset):
         super().__init__()
         self.run, self.config = run, config
-        images, _ = next(iter(dataset.train()))
         self.measurements = [
             callbacks.FlipFlopRatio(),
             callbacks.CorrelationToInitialization(),
-            callbacks.ActivationSaturation(images[:_PROBE]),
+            callbacks.ActivationSaturation(dataset.first_images(_PROBE)),
             callbacks.KernelMagnitude(),
             callbacks.Gradients(),
             callbacks.UpdateSize(),
@@ -99,13 +108,8 @@ class Recorder(tf.keras.callbacks.Callback):
             values = {column: by_layer.get(name, "") for column, by_layer in columns.items()}
             self._rows.append({"step": step, "epoch": in_step, "layer": name, **values})
         write_rows(self.run.measurements, LAYER_COLUMNS, self._rows)
-        # One event for all: a call of tf.summary.scalar each would take longer than the rest.
-        event = tf.compat.v1.Summary()
-        for column, by_layer in columns.items():
-            for name, value in by_layer.items():
-                event.value.add(tag=f"{column}/{name}", simple_value=value)
-        with self._writer.as_default(step=epoch):
-            tf.summary.experimental.write_raw_pb(event.SerializeToString())
+        curves = {f"{c}/{n}": v for c, by_layer in columns.items() for n, v in by_layer.items()}
+        write_scalars(self._writer, epoch, curves)
 
     def on_train_end(self, logs=None):
         if self._writer is not None:

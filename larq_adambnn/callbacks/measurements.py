@@ -160,7 +160,7 @@ class FlipFlopRatio(_Measurement):
         )
         self._iterations = 0
         if self._kernels:
-            self._update = tf.function(self._count).get_concrete_function()
+            self._update = tf.function(self._count, autograph=False).get_concrete_function()
 
     def _count(self):
         flips = []
@@ -335,7 +335,7 @@ class UpdateSize(_Measurement):
 
     def on_train_begin(self, logs=None):
         self._kernels = binary_kernels(self.model)
-        self._sizes = tf.function(self._measure)
+        self._sizes = tf.function(self._measure, autograph=False)
         self._sums = np.zeros(len(self._kernels))
         self._iterations = 0
 

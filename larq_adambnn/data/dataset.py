@@ -1,6 +1,8 @@
 """Training streams and evaluation batches of any source."""
 
 import dataclasses
+import functools
+import inspect
 import re
 from collections.abc import Callable
 
@@ -19,6 +21,22 @@ _CROP, _FLIP, _LIGHTING, _RANDAUGMENT = range(4)
 _AHEAD = 2  # batches that are ready before they are asked for
 _NOTHING = -1  # the key and the index of what pads a batch
 _MARK = "bad example: "
+
+
+def _once(method):
+    """Keeps what a method of a Dataset makes: half a second of work for a pipeline."""
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def kept(self, *args, **kwargs):
+        call = signature.bind(self, *args, **kwargs)
+        call.apply_defaults()
+        key = (method, *call.args[1:], *call.kwargs.values())
+        if key not in self._made:
+            self._made[key] = method(self, *args, **kwargs)
+        return self._made[key]
+
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +60,7 @@ class Dataset:
     std: tuple[float, ...]
     splits: tuple[str, ...]
     open_split: Callable[[str], tuple[Source, tuple[Problem, ...]]]
+    _made: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def train_source(self) -> Source:
@@ -87,6 +106,7 @@ class Dataset:
         """What --bad_images=skip left out of a split."""
         return self.open_split(self.split_name(split))[1]
 
+    @_once
     @tf.autograph.experimental.do_not_convert  # a second of each start
     def train(self, first_step: int = 0, *, shard: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
         """Endless training batches (images, labels) from a step on.
@@ -149,6 +169,13 @@ class Dataset:
         read = self._read(source, epochs.flat_map(batches), stream, local, self.augment)
         return _ahead(read.map(self._mix))
 
+    @_once
+    def first_images(self, count: int) -> np.ndarray:
+        """The first images of the training, (count, H, W, C), of one batch at most."""
+        images, _ = next(iter(self.train()))
+        return images[:count].numpy().copy()  # a slice would keep the whole batch
+
+    @_once
     @tf.autograph.experimental.do_not_convert
     def evaluation(
         self,
