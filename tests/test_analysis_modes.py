@@ -1,5 +1,6 @@
 """--mode=analyze and --mode=study on runs of a small network, and what a run records."""
 
+import collections
 import csv
 import dataclasses
 import json
@@ -87,13 +88,22 @@ def test_each_layer_and_epoch_has_a_row(run):
         assert metrics["gradient_norm"] == pytest.approx(squares**0.5)
 
 
-def test_each_layer_has_a_curve_for_tensorboard(run):
-    tags = set()
+def test_metrics_and_layers_have_their_curves_for_tensorboard(run):
+    curves = collections.defaultdict(dict)
     for path in run.tensorboard.glob("events*"):
         for record in tf.data.TFRecordDataset(str(path)):
             event = tf.compat.v1.Event.FromString(record.numpy())
-            tags |= {value.tag for value in event.summary.value}
-    assert {"saturation", "saturation/block1_conv3x3", "sdam/block2_conv3x3"} <= tags
+            for value in event.summary.value:
+                curves[value.tag][event.step] = value.simple_value
+    metrics = run.read_metrics()
+    for column in ("loss", "val_accuracy", "learning_rate", "saturation"):
+        expected = [row[column] for row in metrics]
+        assert list(curves[column]) == list(range(len(metrics)))
+        np.testing.assert_allclose(list(curves[column].values()), expected, rtol=1e-6)
+    of_layer = [
+        float(row["sdam"]) for row in rows(run.measurements) if row["layer"] == "block2_conv3x3"
+    ]
+    np.testing.assert_allclose(list(curves["sdam/block2_conv3x3"].values()), of_layer, rtol=1e-6)
 
 
 def test_snapshots_are_the_weights_at_the_start_and_at_the_ends_of_a_step(run, data_dir):

@@ -50,12 +50,24 @@ EVERYTHING = {
 }
 
 
+def test_a_pipeline_is_made_once_and_can_be_read_again(folder):
+    dataset = load(folder)
+    assert dataset.train() is dataset.train(0) is dataset.train(first_step=0, shard=(0, 1))
+    assert dataset.evaluation() is dataset.evaluation("", None)
+    assert dataset.train() is not dataset.train(1)
+    assert dataset.train() is not dataclasses.replace(dataset, mean=(0.0,) * 3).train()
+    assert_same(batches(dataset.evaluation(), 9), batches(dataset.evaluation(), 9))
+    first = batches(dataset.train(), 1)
+    np.testing.assert_array_equal(dataset.first_images(3), first[0][0][:3])
+    assert_same(first, batches(dataset.train(), 1))
+
+
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_stream_from_a_step_is_the_tail_of_the_stream(folder, name):
     dataset = load(folder, **EVERYTHING[name])
     assert dataset.steps_per_epoch == 3
     whole = batches(dataset.train(), 11)
-    assert_same(whole, batches(dataset.train(), 11))
+    assert_same(whole, batches(load(folder, **EVERYTHING[name]).train(), 11))
     for first in (1, 3, 5, 10):
         assert_same(whole[first:], batches(dataset.train(first), 11 - first))
 
