@@ -6,11 +6,13 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 
+import exports
+import filelock
 import processes
 import pytest
 import tensorflow as tf
 
-import larq_adambnn  # noqa: F401  (selects Keras 2 before TensorFlow is imported)
+from larq_adambnn import models
 
 _LONG = ("test_resume", "test_golden", "test_strategies", "test_benchmarks_train")
 
@@ -45,9 +47,43 @@ def float64():
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
+def shared_dir(tmp_path_factory):
+    """What all test processes have in common; `made_once` puts things there."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_dir):
+    """made_once(name, make): the path that make(path) fills, in one test process for all."""
+
+    def made(name, make):
+        path = shared_dir / name
+        with filelock.FileLock(f"{path}.lock"):
+            if not path.exists():
+                make(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared_dir):
     """Where the tests prepare TFDS data sets."""
-    return str(tmp_path_factory.mktemp("data"))
+    return str(shared_dir / "data")
+
+
+@pytest.fixture(scope="session")
+def digits_run(made_once, data_dir):
+    """A finished run of `exports.tiny` that knows the digits; copy it before changing it."""
+
+    def make(directory):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+            flags = ("--dataset=digits", f"--data_dir={data_dir}")
+            exports.make_run(directory, *flags, train=exports.fit)
+
+    return made_once("digits_run", make)
 
 
 @pytest.fixture(scope="session")

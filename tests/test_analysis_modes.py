@@ -6,9 +6,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import PIL.Image
@@ -425,18 +422,15 @@ def test_other_settings_in_the_directory_of_a_study_are_refused(copied, data_dir
     assert len(copied) == 3  # the second seed
 
 
-def test_a_stopped_study_stops_its_run_which_can_resume(data_dir, tmp_path):
+def test_a_stopped_study_stops_its_run_which_can_resume(server, data_dir, tmp_path):
     arguments = config(tmp_path / "study", data_dir, "--mode=study", "--study=order", "--seeds=1")
     arguments = dataclasses.replace(arguments, width=0.05, stem_stride=2, epochs=200)
-    command = [sys.executable, small.__file__.replace("tests/small.py", "main.py")]
-    command += arguments.lines()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = server.start(*arguments.lines())
     path = tmp_path / "study/runs/activations_first/seed0"
-    deadline = time.monotonic() + 200
-    while not (path / "metrics.csv").is_file() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    process.wait_until((path / "metrics.csv").is_file)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143, process.stderr.read()
+    status, _, err = process.finish(timeout=60)
+    assert status == 143, err
     log = (tmp_path / "study/logs/activations_first_seed0.txt").read_text()
     assert "give the same command again to resume" in log.splitlines()[-1]
     assert list((path / "checkpoints").glob("[0-9]*.npz"))

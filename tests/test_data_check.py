@@ -2,9 +2,6 @@
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
@@ -16,8 +13,6 @@ from larq_adambnn import data
 from larq_adambnn.config import Config, UsageError
 from larq_adambnn.data import check
 from larq_adambnn.runs import Run
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def settings(folder, **changes):
@@ -84,17 +79,15 @@ def test_a_good_folder_has_no_problems(tmp_path, capsys):
     assert f"such as {folder}/train/china/turned.jpg" in out
 
 
-def test_every_problem_is_listed_and_the_status_says_so(tmp_path):
+def test_every_problem_is_listed_and_the_status_says_so(server, tmp_path):
     folder = write_folder(tmp_path)
     write_unusual(folder)
     expected = write_bad(folder)
     flags = ("--mode=check_data", "--dataset=image_folder", f"--data_dir={folder}")
-    run = subprocess.run(
-        [sys.executable, "main.py", *flags], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
-    assert run.returncode == 2
-    assert run.stderr == ("error: --mode=check_data found 8 problems, which are listed above\n")
-    lines = [line for line in run.stdout.splitlines() if " images, " not in line]
+    status, out, err = server.start(*flags).finish()
+    assert status == 2
+    assert err == "error: --mode=check_data found 8 problems, which are listed above\n"
+    lines = [line for line in out.splitlines() if " images, " not in line]
     listed([line for line in lines if not line.startswith("note")], folder, expected)
     assert "train: 21 examples read, 6 problems" in lines
     assert "val: 5 examples read, 2 problems" in lines
@@ -194,14 +187,15 @@ def test_nothing_that_can_be_used(tmp_path):
         load(folder, bad_images="skip").source("val")
 
 
-def test_a_run_that_meets_a_bad_image_stops_with_its_name(tmp_path):
+def test_a_run_that_meets_a_bad_image_stops_with_its_name(server, tmp_path):
     folder = write_folder(tmp_path / "data", train=8)
     bad = folder / "train" / "flower" / "001.JPEG"
     bad.write_bytes(bad.read_bytes()[:500])
-    command = [sys.executable, "tests/small.py", "--model=reactnet18", "--image_size=32"]
-    command += ["--noexport", "--batch_size=8", "--epochs=1", "--loss=cross_entropy"]
-    command += ["--dataset=image_folder", f"--data_dir={folder}", f"--output_dir={tmp_path}/run"]
-    stopped = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert stopped.returncode == 2
-    assert stopped.stderr.startswith(f"error: {bad} is truncated or damaged: ")
-    assert stopped.stderr.count("\n") == 1
+    flags = ["--model=reactnet18", "--image_size=32", "--noexport", "--batch_size=8"]
+    flags += ["--epochs=1", "--loss=cross_entropy", "--dataset=image_folder"]
+    status, _, err = server.start(
+        *flags, f"--data_dir={folder}", f"--output_dir={tmp_path}/run"
+    ).finish()
+    assert status == 2
+    assert err.startswith(f"error: {bad} is truncated or damaged: ")
+    assert err.count("\n") == 1

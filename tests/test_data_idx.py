@@ -1,10 +1,7 @@
 """IDX files: whole, gzipped, damaged and lying."""
 
 import gzip
-import pathlib
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -200,18 +197,15 @@ def test_the_network_sees_resized_normalized_images(tmp_path):
     np.testing.assert_allclose(received * std + mean, expected, atol=1e-5)
 
 
-def test_a_run_trains_on_idx_files_and_says_what_it_left_out(tmp_path):
+def test_a_run_trains_on_idx_files_and_says_what_it_left_out(server, tmp_path):
     write(tmp_path / "data", train=40)
     relabel(tmp_path / "data", "t10k", {2: 77})
-    small = pathlib.Path(__file__).with_name("small.py")
-    command = [sys.executable, str(small), "--model=reactnet18", "--image_size=32", "--noexport"]
-    command += ["--crop=padded", "--batch_size=8", "--epochs=1", "--loss=cross_entropy"]
-    command += ["--dataset=idx", f"--data_dir={tmp_path}/data", f"--output_dir={tmp_path}/run"]
-    trained = subprocess.run(
-        [*command, "--bad_images=skip"], capture_output=True, text=True, timeout=300
-    )
-    assert trained.returncode == 0, trained.stderr
-    assert "--bad_images=skip: 1 left out of test" in trained.stdout
+    flags = ["--model=reactnet18", "--image_size=32", "--noexport", "--crop=padded"]
+    flags += ["--batch_size=8", "--epochs=1", "--loss=cross_entropy", "--dataset=idx"]
+    flags += [f"--data_dir={tmp_path}/data", f"--output_dir={tmp_path}/run"]
+    status, out, err = server.start(*flags, "--bad_images=skip").finish()
+    assert status == 0, err
+    assert "--bad_images=skip: 1 left out of test" in out
     report = (tmp_path / "run" / "report.md").read_text()
     assert "- train: 0\n- test: 1\n" in report
     assert "test image 2` has label 77; expected 0 to 2" in report

@@ -17,16 +17,12 @@ def tiny_network(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, data_dir):
-    """A run that knows some digits, with its float and int8 files."""
+def run(tmp_path_factory, digits_run):
+    """A run that knows the digits, with its float and int8 files."""
+    directory = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(digits_run, directory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
-        directory = exports.make_run(
-            tmp_path_factory.mktemp("evaluated") / "run",
-            "--dataset=digits",
-            f"--data_dir={data_dir}",
-            train=exports.fit,
-        )
         for flags in ([], ["--int8", "--io_type=int8", "--split=train", "--check_images=1437"]):
             assert main.main(["--mode=export", f"--run={directory}", *flags]) == 0
     return directory

@@ -22,20 +22,9 @@ def tiny_network(monkeypatch):
     monkeypatch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dir):
-    """A run that knows the digits."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
-        directory = tmp_path_factory.mktemp("trained") / "run"
-        return exports.make_run(
-            directory, "--dataset=digits", f"--data_dir={data_dir}", train=exports.fit
-        )
-
-
 @pytest.fixture
-def run(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run")
+def run(digits_run, tmp_path):
+    return shutil.copytree(digits_run, tmp_path / "run")
 
 
 def files(directory):
