@@ -21,7 +21,7 @@ AGREEMENT_LIMIT = 0.99  # of trained networks; the logits of others nearly tie
 # The same for a quantized network, whose every sum is rounded before its sign
 QUANTIZED_SIGNS_LIMIT = 0.95
 FALL_LIMIT = 0.005  # of the top-1 accuracy
-_BATCH = 8
+_LEAST_IMAGES, _LEAST_PIXELS = 8, 2**16  # of a batch, whichever is more
 _RANDOM_IMAGES = 20
 
 
@@ -96,7 +96,8 @@ def check(
     places, all_signs = packed_signs(model, graph)
     channels = {n.layer.name: n.keras_inputs[0].shape[-1] for n in all_nodes(model)}
     probe = with_outputs(tflite, list(places.values()))
-    batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+    size = max(_LEAST_IMAGES, _LEAST_PIXELS // (images.shape[1] * images.shape[2]))
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
     logits, free, same = [], collections.Counter(), collections.Counter()
     sizes = collections.Counter()
     results = predictions(probe, batches, processes=processes)

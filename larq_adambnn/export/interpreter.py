@@ -88,13 +88,15 @@ def predictions(
             interpreter keeps threads of one process from working at the same time.
     """
     interpreter = load(tflite)
-    batches = iter(batches)
-    start = time.perf_counter()
-    while processes == 1 or time.perf_counter() - start < _ALONE_SECONDS:
+    batches, seconds = iter(batches), 0.0
+    while processes == 1 or seconds < _ALONE_SECONDS:
         batch = next(batches, None)
         if batch is None:
             return
-        yield run(interpreter, batch)
+        start = time.perf_counter()
+        outputs = run(interpreter, batch)
+        seconds += time.perf_counter() - start  # not what happens to them meanwhile
+        yield outputs
     with (
         workers.workers(tflite, processes) as others,
         concurrent.futures.ThreadPoolExecutor(processes) as threads,
