@@ -87,13 +87,11 @@ def wait_for_all(strategy: tf.distribute.Strategy) -> None:
 def distribute(strategy: tf.distribute.Strategy, dataset: Dataset, first_step: int) -> dict:
     """The data arguments of `fit`: each worker reads its own part of every batch."""
     replicas = strategy.num_replicas_in_sync
+    # Without it Keras opens the data twice for each evaluation.  The last batches may be
+    # empty on some replicas; they count nothing there.
+    steps = {"validation_steps": -(-len(dataset.test_source) // dataset.config.batch_size)}
     if replicas == 1:
-        return {
-            "x": dataset.train(first_step),
-            "validation_data": dataset.evaluation(),
-            # Without it Keras opens the data twice for each evaluation.
-            "validation_steps": -(-len(dataset.test_source) // dataset.config.batch_size),
-        }
+        return {"x": dataset.train(first_step), "validation_data": dataset.evaluation(), **steps}
     size = dataset.config.batch_size // replicas
 
     def shard(context):
@@ -108,8 +106,7 @@ def distribute(strategy: tf.distribute.Strategy, dataset: Dataset, first_step: i
     return {
         "x": strategy.distribute_datasets_from_function(train),
         "validation_data": strategy.distribute_datasets_from_function(test),
-        # The last ones may be empty on some replicas; they count nothing there.
-        "validation_steps": -(-len(dataset.test_source) // (size * replicas)),
+        **steps,
     }
 
 

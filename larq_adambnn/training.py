@@ -133,7 +133,7 @@ def _teacher(config: Config, run: Run, dataset: Dataset):
     )
     unmixed = dataset
     if config.mixup or config.cutmix:
-        unmixed = dataclasses.replace(dataset, config=config.replace(mixup=0.0, cutmix=0.0))
+        unmixed = dataclasses.replace(dataset, config=own)
     train_run(own, unmixed, title="teacher: the real-valued network, on the labels")
     return teachers.freeze(load_student(Run(own.output_dir), own, dataset), dataset)
 

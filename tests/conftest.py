@@ -48,23 +48,9 @@ def float64():
 
 @pytest.fixture(scope="session")
 def shared_dir(tmp_path_factory):
-    """What all test processes have in common; `made_once` puts things there."""
+    """A directory that all test processes have in common."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session")
-def made_once(shared_dir):
-    """made_once(name, make): the path that make(path) fills, in one test process for all."""
-
-    def made(name, make):
-        path = shared_dir / name
-        with filelock.FileLock(f"{path}.lock"):
-            if not path.exists():
-                make(path)
-        return path
-
-    return made
 
 
 @pytest.fixture(scope="session")
@@ -74,16 +60,15 @@ def data_dir(shared_dir):
 
 
 @pytest.fixture(scope="session")
-def digits_run(made_once, data_dir):
+def digits_run(shared_dir, data_dir):
     """A finished run of `exports.tiny` that knows the digits; copy it before changing it."""
-
-    def make(directory):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+    directory = shared_dir / "digits_run"
+    with filelock.FileLock(f"{directory}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+        if not directory.exists():  # another test process may have made it
             flags = ("--dataset=digits", f"--data_dir={data_dir}")
             exports.make_run(directory, *flags, train=exports.fit)
-
-    return made_once("digits_run", make)
+    return directory
 
 
 @pytest.fixture(scope="session")
