@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 
 import larq as lq
 import numpy as np
@@ -92,6 +91,10 @@ def _sums_by_channel(*tensors: tf.Tensor) -> list[tf.Tensor]:
     return [tf.reshape(tf.matmul(ones, matrix), flat) for matrix in matrices]
 
 
+# Weights of a kernel from which on `kernel_gradient` is the faster one: more than caches hold.
+_LARGE_KERNEL = 2**22
+
+
 @contextlib.contextmanager
 def _without_constraint_warning():
     """Larq advises a kernel constraint for binary kernels; the paper trains without one."""
@@ -134,13 +137,12 @@ class BinaryConv2D(lq.layers.QuantConv2D):
             )
 
     def convolution_op(self, inputs, kernel):
-        """Keras's; where a kernel is larger than its images, with `kernel_gradient`."""
-        convolve, positions = super().convolution_op, inputs.shape[:-1].num_elements()
-        taps = math.prod(self.kernel_size)
+        """Keras's; of a large kernel with `kernel_gradient`."""
+        convolve = super().convolution_op
         if (
-            positions is None
-            or positions >= taps * self.filters
-            or taps == 1
+            kernel.shape.num_elements() < _LARGE_KERNEL
+            or self.kernel_size == (1, 1)
+            or None in inputs.shape[1:3]
             or (self.data_format, self.dilation_rate, self.groups) != ("channels_last", (1, 1), 1)
             or tf.config.list_physical_devices("GPU")
         ):
@@ -161,8 +163,7 @@ class BinaryConv2D(lq.layers.QuantConv2D):
 def kernel_gradient(x, dy, kernel_size, strides, padding: str) -> tf.Tensor:
     """Gradient of a 2D convolution's kernel as one matrix product for each of its positions.
 
-    On a CPU faster than TensorFlow's where the kernel has more weights than the images
-    have pixels: there its own adds up copies of the kernel's gradient.
+    On a CPU faster than TensorFlow's for large kernels, of which its own adds up copies.
 
     Args:
         x: input of the convolution, (B, H, W, C).
