@@ -44,7 +44,7 @@ def scaled_sign(w: tf.Tensor) -> tf.Tensor:
 
     magnitude = tf.abs(w)
     scale = tf.reduce_mean(magnitude, axis=list(range(w.shape.rank - 1)), keepdims=True)
-    inside = magnitude <= 1  # kept for the gradient, at a quarter of the memory
+    inside = magnitude <= 1  # what the gradient keeps, a byte for each weight
 
     def grad(dy):
         return select(inside, dy, tf.zeros([], dy.dtype))
