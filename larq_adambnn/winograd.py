@@ -1,0 +1,90 @@
+"""Winograd's convolution with 3 x 3 kernels: F(4 x 4, 3 x 3) of arXiv 1509.09308, from matrix products.
+
+16 outputs next to each other take 36 products a channel instead of 144.  Image, kernel and
+output are each multiplied by a small matrix (Cook and Toom's, of polynomials evaluated at six
+points); between them the convolution is 36 products of a matrix of tiles and channels with one
+of channels and filters.  The gradients, TensorFlow's own of these steps, are products of the
+same sizes.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+__all__ = ["conv2d", "pays"]
+
+_TAPS, _TILE = 3, 4  # sides of a kernel and of a tile of outputs
+_SIZE = _TILE + _TAPS - 1  # side of a tile of inputs
+# With infinity the points of evaluation.  Of the sets tried these gave the smallest error in
+# float32: twice the convolution's own, where the usual (0, 1, -1, 2, -2) gives four times.
+_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
+_CHANNELS = 128  # from which on the products outweigh the transforms
+
+
+def pays(x: tf.Tensor, w: tf.Tensor) -> bool:
+    """Whether `conv2d` takes x and w, and is faster on a CPU than `tf.nn.conv2d`.
+
+    Args:
+        x: images (B, H, W, C).
+        w: kernels (rows, columns, C, K).
+    """
+    return (
+        x.dtype.size >= 4  # its rounding is too much for 16 bits
+        and None not in x.shape[1:3]
+        and min(x.shape[1:3]) >= _TILE
+        and w.shape[:2] == (_TAPS, _TAPS)
+        and min(w.shape[2:]) >= _CHANNELS
+    )
+
+
+def conv2d(x: tf.Tensor, w: tf.Tensor, padding: str) -> tf.Tensor:
+    """`tf.nn.conv2d` of stride 1 but for rounding, for 3 x 3 kernels.
+
+    Args:
+        x: images (B, H, W, C), with H and W known.
+        w: kernels (3, 3, C, K), of x's dtype.
+        padding: "SAME" or "VALID".
+
+    Returns:
+        Tensor (B, H, W, K), or (B, H - 2, W - 2, K) of "VALID".
+    """
+    before = (_TAPS - 1) // 2 if padding == "SAME" else 0
+    height, width, channels = x.shape[1:]
+    filters = w.shape[-1]
+    outputs = [side + 2 * before - _TAPS + 1 for side in (height, width)]
+    rows, columns = (-(-side // _TILE) for side in outputs)  # of tiles
+
+    # The columns are the outermost axis of what the transforms multiply, so that each is one
+    # product or six, and tiles come out in the order (point, point, column, row, image).
+    x = tf.reshape(tf.transpose(x, [2, 1, 0, 3]), [width, height, -1])
+    x = tf.reshape(_constant(_tiles(height, rows, before), x) @ x, [width, _SIZE, -1])
+    x = _constant(_tiles(width, columns, before), x) @ tf.transpose(x, [1, 0, 2])
+    x = tf.reshape(x, [_SIZE**2, -1, channels])
+
+    taps = _evaluate(_TAPS)
+    w = _constant(np.kron(taps, taps), x) @ tf.reshape(w, [_TAPS**2, -1])
+    y = x @ tf.reshape(w, [_SIZE**2, channels, filters])
+
+    tile = _evaluate(_TILE).T
+    y = _constant(np.kron(tile, tile), x) @ tf.reshape(y, [_SIZE**2, -1])
+    y = tf.reshape(y, [_TILE, _TILE, columns, rows, -1, filters])
+    y = tf.transpose(y, [4, 3, 0, 2, 1, 5])
+    y = tf.reshape(y, [-1, rows * _TILE, columns * _TILE, filters])
+    return tf.slice(y, [0, 0, 0, 0], [-1, *outputs, -1])
+
+
+def _evaluate(terms: int) -> np.ndarray:
+    """Matrix (6, terms) from a polynomial's coefficients to its values at the points."""
+    return np.vstack([np.vander(_POINTS, terms, increasing=True), np.eye(terms)[-1]])
+
+
+def _tiles(size: int, count: int, before: int) -> np.ndarray:
+    """Matrix (6 * count, size) from a row of pixels to its transformed tiles, by point and tile."""
+    transform = np.linalg.inv(_evaluate(_SIZE)).T
+    padded = np.zeros([_SIZE, count, _TILE * count + _SIZE])
+    for tile in range(count):
+        padded[:, tile, _TILE * tile :][:, :_SIZE] = transform
+    return padded[:, :, before : before + size].reshape([_SIZE * count, size])
+
+
+def _constant(matrix: np.ndarray, like: tf.Tensor) -> tf.Tensor:
+    return tf.constant(matrix, like.dtype)
