@@ -36,7 +36,17 @@ class Shift(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, inputs):
-        return tf.nn.bias_add(inputs, self.shift)
+        return shift(inputs, tf.convert_to_tensor(self.shift))
+
+
+@tf.custom_gradient
+def shift(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """`tf.nn.bias_add` of x (..., C) and bias (C,), whose gradient sums faster."""
+
+    def grad(dy):
+        return dy, *_sums_by_channel(dy)
+
+    return tf.nn.bias_add(x, bias), grad
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")

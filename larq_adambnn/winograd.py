@@ -1,4 +1,4 @@
-"""Winograd's convolution with 3 x 3 kernels: F(4 x 4, 3 x 3) of arXiv 1509.09308, from matrix products.
+"""Winograd's convolution with 3 x 3 kernels, F(4 x 4, 3 x 3) of arXiv 1509.09308.
 
 16 outputs next to each other take 36 products a channel instead of 144.  Image, kernel and
 output are each multiplied by a small matrix (Cook and Toom's, of polynomials evaluated at six
@@ -53,11 +53,11 @@ def conv2d(x: tf.Tensor, w: tf.Tensor, padding: str) -> tf.Tensor:
     outputs = [side + 2 * before - _TAPS + 1 for side in (height, width)]
     rows, columns = (-(-side // _TILE) for side in outputs)  # of tiles
 
-    # The columns are the outermost axis of what the transforms multiply, so that each is one
-    # product or six, and tiles come out in the order (point, point, column, row, image).
-    x = tf.reshape(tf.transpose(x, [2, 1, 0, 3]), [width, height, -1])
-    x = tf.reshape(_constant(_tiles(height, rows, before), x) @ x, [width, _SIZE, -1])
-    x = _constant(_tiles(width, columns, before), x) @ tf.transpose(x, [1, 0, 2])
+    # Tiles in the order (point of row, point of column, column, row, image): each transform
+    # is then one matrix product, or one for each image or point.
+    x = _constant(_tiles(height, rows, before), x) @ tf.reshape(x, [-1, height, width * channels])
+    x = tf.transpose(tf.reshape(x, [-1, _SIZE, rows, width, channels]), [1, 3, 2, 0, 4])
+    x = _constant(_tiles(width, columns, before), x) @ tf.reshape(x, [_SIZE, width, -1])
     x = tf.reshape(x, [_SIZE**2, -1, channels])
 
     taps = _evaluate(_TAPS)
