@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn import winograd
-from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable, select
+from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable, select, sums_by_channel
 
 __all__ = ["BinaryConv2D", "RPReLU", "Rotate180", "Shift", "binarization", "binarize"]
 
@@ -44,7 +44,7 @@ def shift(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """`tf.nn.bias_add` of x (..., C) and bias (C,), whose gradient sums faster."""
 
     def grad(dy):
-        return dy, *_sums_by_channel(dy)
+        return dy, *sums_by_channel(dy)
 
     return tf.nn.bias_add(x, bias), grad
 
@@ -88,18 +88,9 @@ def rprelu(x: tf.Tensor, shift_in: tf.Tensor, slope: tf.Tensor, shift_out: tf.Te
     def grad(dy):
         dx = dy * factor
         negative = dy * tf.minimum(x, tf.zeros([], x.dtype))
-        return dx, *_sums_by_channel(dx, negative, dy)
+        return dx, *sums_by_channel(dx, negative, dy)
 
     return tf.nn.bias_add(x * factor, shift_out), grad
-
-
-def _sums_by_channel(*tensors: tf.Tensor) -> list[tf.Tensor]:
-    """Sums tensors of one shape (..., C) to (C,), as products with a row of ones."""
-    shape, flat = tf.constant([-1, tensors[0].shape[-1]]), tf.constant([-1])
-    matrices = [tf.reshape(x, shape) for x in tensors]
-    count = matrices[0].shape[0] or tf.shape(matrices[0])[0]
-    ones = tf.ones([1, count], tensors[0].dtype)
-    return [tf.reshape(tf.matmul(ones, matrix), flat) for matrix in matrices]
 
 
 # Weights of a kernel from which on `kernel_gradient` is the faster one: more than caches hold.
@@ -146,6 +137,7 @@ class BinaryConv2D(lq.layers.QuantConv2D):
                 kernel_quantizer=kernel_quantizer or Switchable(ScaledSign()),
                 **options,
             )
+        self._training = False  # in the call that is running
 
     def call(self, inputs, training=None):
         self._training = training is True
@@ -158,7 +150,7 @@ class BinaryConv2D(lq.layers.QuantConv2D):
             None in inputs.shape[1:3]
             or self.kernel_size == (1, 1)
             or (self.data_format, self.dilation_rate, self.groups) != ("channels_last", (1, 1), 1)
-            or tf.config.list_physical_devices("GPU")
+            or any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
         ):
             return convolve(inputs, kernel)
         kernel = tf.convert_to_tensor(kernel)

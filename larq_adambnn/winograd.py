@@ -10,8 +10,9 @@ same sizes.
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["conv2d", "pays"]
+__all__ = ["SCOPE", "conv2d", "pays"]
 
+SCOPE = "winograd"  # in the names of its operators
 _TAPS, _TILE = 3, 4  # sides of a kernel and of a tile of outputs
 _SIZE = _TILE + _TAPS - 1  # side of a tile of inputs
 # With infinity the points of evaluation.  Of the sets tried these gave the smallest error in
@@ -36,6 +37,7 @@ def pays(x: tf.Tensor, w: tf.Tensor) -> bool:
     )
 
 
+@tf.function(autograph=False)  # layers of one shape share a trace
 def conv2d(x: tf.Tensor, w: tf.Tensor, padding: str) -> tf.Tensor:
     """`tf.nn.conv2d` of stride 1 but for rounding, for 3 x 3 kernels.
 
@@ -52,24 +54,26 @@ def conv2d(x: tf.Tensor, w: tf.Tensor, padding: str) -> tf.Tensor:
     filters = w.shape[-1]
     outputs = [side + 2 * before - _TAPS + 1 for side in (height, width)]
     rows, columns = (-(-side // _TILE) for side in outputs)  # of tiles
+    split_rows, split_columns = _tiles(height, rows, before), _tiles(width, columns, before)
+    taps, tile = _evaluate(_TAPS), _evaluate(_TILE).T
 
-    # Tiles in the order (point of row, point of column, column, row, image): each transform
-    # is then one matrix product, or one for each image or point.
-    x = _constant(_tiles(height, rows, before), x) @ tf.reshape(x, [-1, height, width * channels])
-    x = tf.transpose(tf.reshape(x, [-1, _SIZE, rows, width, channels]), [1, 3, 2, 0, 4])
-    x = _constant(_tiles(width, columns, before), x) @ tf.reshape(x, [_SIZE, width, -1])
-    x = tf.reshape(x, [_SIZE**2, -1, channels])
+    def constant(matrix):
+        return tf.constant(matrix, x.dtype)
 
-    taps = _evaluate(_TAPS)
-    w = _constant(np.kron(taps, taps), x) @ tf.reshape(w, [_TAPS**2, -1])
-    y = x @ tf.reshape(w, [_SIZE**2, channels, filters])
-
-    tile = _evaluate(_TILE).T
-    y = _constant(np.kron(tile, tile), x) @ tf.reshape(y, [_SIZE**2, -1])
-    y = tf.reshape(y, [_TILE, _TILE, columns, rows, -1, filters])
-    y = tf.transpose(y, [4, 3, 0, 2, 1, 5])
-    y = tf.reshape(y, [-1, rows * _TILE, columns * _TILE, filters])
-    return tf.slice(y, [0, 0, 0, 0], [-1, *outputs, -1])
+    with tf.name_scope(SCOPE):
+        # Tiles in the order (point of row, point of column, column, row, image): then each
+        # transform is one matrix product, or one for each image or point.
+        tiles = constant(split_rows) @ tf.reshape(x, [-1, height, width * channels])
+        tiles = tf.reshape(tiles, [-1, _SIZE, rows, width, channels])
+        tiles = tf.reshape(tf.transpose(tiles, [1, 3, 2, 0, 4]), [_SIZE, width, -1])
+        tiles = tf.reshape(constant(split_columns) @ tiles, [_SIZE**2, -1, channels])
+        kernels = constant(np.kron(taps, taps)) @ tf.reshape(w, [_TAPS**2, -1])
+        products = tiles @ tf.reshape(kernels, [_SIZE**2, channels, filters])
+        y = constant(np.kron(tile, tile)) @ tf.reshape(products, [_SIZE**2, -1])
+        y = tf.reshape(y, [_TILE, _TILE, columns, rows, -1, filters])
+        y = tf.transpose(y, [4, 3, 0, 2, 1, 5])
+        y = tf.reshape(y, [-1, rows * _TILE, columns * _TILE, filters])
+        return tf.slice(y, [0, 0, 0, 0], [-1, *outputs, -1])
 
 
 def _evaluate(terms: int) -> np.ndarray:
@@ -84,7 +88,3 @@ def _tiles(size: int, count: int, before: int) -> np.ndarray:
     for tile in range(count):
         padded[:, tile, _TILE * tile :][:, :_SIZE] = transform
     return padded[:, :, before : before + size].reshape([_SIZE * count, size])
-
-
-def _constant(matrix: np.ndarray, like: tf.Tensor) -> tf.Tensor:
-    return tf.constant(matrix, like.dtype)

@@ -7,7 +7,7 @@ import small
 import tensorflow as tf
 
 import larq_adambnn
-from larq_adambnn import layers, quantizers
+from larq_adambnn import layers, quantizers, winograd
 
 
 def images(batch=4, size=32, channels=1):
@@ -109,42 +109,86 @@ def test_kernel_gradient_is_tensorflows(size, strides, padding):
     np.testing.assert_allclose(gradient, tape.gradient(y, kernel, dy), rtol=1e-10, atol=1e-12)
 
 
+def _count(monkeypatch, module, name):
+    """The list of a function's calls from now on."""
+    calls, function = [], getattr(module, name)
+    monkeypatch.setattr(
+        module, name, lambda *args, **kwargs: calls.append(name) or function(*args, **kwargs)
+    )
+    return calls
+
+
+def _gradients(cls, x, filters, training, **options):
+    """Output and gradients of a convolution layer with binary inputs and kernels."""
+    layer = cls(
+        filters,
+        3,
+        padding="same",
+        use_bias=False,
+        input_quantizer=quantizers.Switchable(quantizers.ApproxSign()),
+        kernel_quantizer=quantizers.Switchable(quantizers.ScaledSign()),
+        kernel_initializer=tf.keras.initializers.RandomNormal(seed=0),
+        dtype=x.dtype,
+        **options,
+    )
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=training) if training is not None else layer(x)
+        loss = tf.reduce_sum(y**2)
+    return [y, *tape.gradient(loss, [x, *layer.trainable_weights])]
+
+
+def _assert_close(ours, theirs):
+    for our, their in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(our, their, rtol=1e-10, atol=1e-10 * np.abs(their).max())
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("pad_values", [0.0, 1.0])
 @pytest.mark.parametrize("filters, large", [(912, True), (8, False)])
 def test_a_large_kernel_changes_no_gradient(monkeypatch, strides, pad_values, filters, large):
-    calls = []
-    monkeypatch.setattr(
-        layers,
-        "kernel_gradient",
-        lambda *args, f=layers.kernel_gradient, **kwargs: calls.append(1) or f(*args, **kwargs),
-    )
+    calls = _count(monkeypatch, layers, "kernel_gradient")
     x = tf.constant(np.random.default_rng(0).normal(size=(2, 4, 4, 512)))
-
-    def gradients(cls):
-        layer = cls(
-            filters,
-            3,
-            strides=strides,
-            pad_values=pad_values,
-            padding="same",
-            use_bias=False,
-            input_quantizer=quantizers.Switchable(quantizers.ApproxSign()),
-            kernel_quantizer=quantizers.Switchable(quantizers.ScaledSign()),
-            kernel_initializer=tf.keras.initializers.RandomNormal(seed=0),
-            dtype="float64",
-        )
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(layer(x) ** 2)
-        return tape.gradient(loss, [x, *layer.trainable_weights])
-
-    theirs = gradients(lq.layers.QuantConv2D)
+    options = {"strides": strides, "pad_values": pad_values}
+    theirs = _gradients(lq.layers.QuantConv2D, x, filters, None, **options)
     assert not calls
-    ours = gradients(layers.BinaryConv2D)
+    ours = _gradients(layers.BinaryConv2D, x, filters, False, **options)
     assert bool(calls) == large
-    for our, their in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(our, their, rtol=1e-10, atol=1e-10 * np.abs(their).max())
+    _assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("pad_values", [0.0, 1.0])
+def test_winograds_convolution_trains_as_keras(monkeypatch, pad_values):
+    calls = _count(monkeypatch, winograd, "conv2d")
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 7, 9, 128)))
+    theirs = _gradients(lq.layers.QuantConv2D, x, 136, None, pad_values=pad_values)
+    assert not calls
+    ours = _gradients(layers.BinaryConv2D, x, 136, True, pad_values=pad_values)
+    assert calls
+    _assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "training, options",
+    [
+        (False, {}),
+        (None, {}),
+        (True, {"strides": 2}),
+        (True, {"dilation_rate": 2}),
+        (True, {"filters": 127}),
+    ],
+)
+def test_winograds_convolution_is_for_training_and_what_it_can_compute(
+    monkeypatch, training, options
+):
+    calls = _count(monkeypatch, winograd, "conv2d")
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 7, 9, 128)))
+    filters, options = options.get("filters", 136), {**options}
+    options.pop("filters", None)
+    theirs = _gradients(lq.layers.QuantConv2D, x, filters, None, **options)
+    ours = _gradients(layers.BinaryConv2D, x, filters, training, **options)
+    assert not calls
+    _assert_close(ours, theirs)
 
 
 def test_binary_convolution_switched_off_is_keras_convolution():
