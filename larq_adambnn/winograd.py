@@ -1,10 +1,10 @@
-"""Winograd's convolution with 3 x 3 kernels, F(4 x 4, 3 x 3) of arXiv 1509.09308.
+"""Winograd's convolution with 3 x 3 kernels: F(m x m, 3 x 3) of arXiv 1509.09308, m 4 or 5.
 
-16 outputs next to each other take 36 products a channel instead of 144.  Image, kernel and
-output are each multiplied by a small matrix (Cook and Toom's, of polynomials evaluated at six
-points); between them the convolution is 36 products of a matrix of tiles and channels with one
-of channels and filters.  The gradients, TensorFlow's own of these steps, are products of the
-same sizes.
+m x m outputs next to each other take (m + 2) x (m + 2) products a channel instead of 9 m x m.
+Image, kernel and output are each multiplied by a small matrix (Cook and Toom's, of polynomials
+evaluated at m + 2 points); between them the convolution is one product for each two points of
+a matrix of tiles and channels with one of channels and filters.  The gradients, TensorFlow's
+own of these steps, are products of the same sizes.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ import tensorflow as tf
 __all__ = ["SCOPE", "conv2d", "pays"]
 
 SCOPE = "winograd"  # in the names of its operators
-_TAPS, _TILE = 3, 4  # sides of a kernel and of a tile of outputs
-_SIZE = _TILE + _TAPS - 1  # side of a tile of inputs
-# With infinity the points of evaluation.  Of the sets tried these gave the smallest error in
-# float32: twice the convolution's own, where the usual (0, 1, -1, 2, -2) gives four times.
-_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
+_TAPS = 3  # side of a kernel
 _CHANNELS = 128  # from which on the products outweigh the transforms
+# By the side of a tile of outputs the points of evaluation beside infinity.  Of those tried they
+# have the smallest errors in float32: 2 and 4 times the convolution's own.  The usual points for
+# 4, which are 0, 1, -1, 2 and -2, have 4 times that error.
+_POINTS = {4: (0.0, 0.625, -0.625, 1.5, -1.5), 5: (0.25, -0.25, 0.875, -0.875, 2.0, -2.0)}
 
 
 def pays(x: tf.Tensor, w: tf.Tensor) -> bool:
@@ -29,9 +29,9 @@ def pays(x: tf.Tensor, w: tf.Tensor) -> bool:
         w: kernels (rows, columns, C, K).
     """
     return (
-        x.dtype.size >= 4  # its rounding is too much for 16 bits
+        x.dtype.size >= 4  # with 16 bits rounding would be too much
         and None not in x.shape[1:3]
-        and min(x.shape[1:3]) >= _TILE
+        and min(x.shape[1:3]) >= min(_POINTS)
         and w.shape[:2] == (_TAPS, _TAPS)
         and min(w.shape[2:]) >= _CHANNELS
     )
@@ -52,10 +52,9 @@ def conv2d(x: tf.Tensor, w: tf.Tensor, padding: str) -> tf.Tensor:
     before = (_TAPS - 1) // 2 if padding == "SAME" else 0
     height, width, channels = x.shape[1:]
     filters = w.shape[-1]
-    outputs = [side + 2 * before - _TAPS + 1 for side in (height, width)]
-    rows, columns = (-(-side // _TILE) for side in outputs)  # of tiles
-    split_rows, split_columns = _tiles(height, rows, before), _tiles(width, columns, before)
-    taps, tile = _evaluate(_TAPS), _evaluate(_TILE).T
+    rows = _Axis(height, before)
+    columns = _Axis(width, before)
+    points = rows.points * columns.points
 
     def constant(matrix):
         return tf.constant(matrix, x.dtype)
@@ -63,28 +62,52 @@ def conv2d(x: tf.Tensor, w: tf.Tensor, padding: str) -> tf.Tensor:
     with tf.name_scope(SCOPE):
         # Tiles in the order (point of row, point of column, column, row, image): then each
         # transform is one matrix product, or one for each image or point.
-        tiles = constant(split_rows) @ tf.reshape(x, [-1, height, width * channels])
-        tiles = tf.reshape(tiles, [-1, _SIZE, rows, width, channels])
-        tiles = tf.reshape(tf.transpose(tiles, [1, 3, 2, 0, 4]), [_SIZE, width, -1])
-        tiles = tf.reshape(constant(split_columns) @ tiles, [_SIZE**2, -1, channels])
-        kernels = constant(np.kron(taps, taps)) @ tf.reshape(w, [_TAPS**2, -1])
-        products = tiles @ tf.reshape(kernels, [_SIZE**2, channels, filters])
-        y = constant(np.kron(tile, tile)) @ tf.reshape(products, [_SIZE**2, -1])
-        y = tf.reshape(y, [_TILE, _TILE, columns, rows, -1, filters])
+        tiles = constant(rows.split) @ tf.reshape(x, [-1, height, width * channels])
+        tiles = tf.reshape(tiles, [-1, rows.points, rows.tiles, width, channels])
+        tiles = tf.reshape(tf.transpose(tiles, [1, 3, 2, 0, 4]), [rows.points, width, -1])
+        tiles = tf.reshape(constant(columns.split) @ tiles, [points, -1, channels])
+        taps = constant(np.kron(rows.taps, columns.taps))
+        kernels = taps @ tf.reshape(w, [_TAPS**2, -1])
+        products = tiles @ tf.reshape(kernels, [points, channels, filters])
+        join = constant(np.kron(rows.join, columns.join))
+        y = join @ tf.reshape(products, [points, -1])
+        y = tf.reshape(y, [rows.tile, columns.tile, columns.tiles, rows.tiles, -1, filters])
         y = tf.transpose(y, [4, 3, 0, 2, 1, 5])
-        y = tf.reshape(y, [-1, rows * _TILE, columns * _TILE, filters])
-        return tf.slice(y, [0, 0, 0, 0], [-1, *outputs, -1])
+        y = tf.reshape(y, [-1, rows.tiles * rows.tile, columns.tiles * columns.tile, filters])
+        return tf.slice(y, [0, 0, 0, 0], [-1, rows.outputs, columns.outputs, -1])
 
 
-def _evaluate(terms: int) -> np.ndarray:
-    """Matrix (6, terms) from a polynomial's coefficients to its values at the points."""
-    return np.vstack([np.vander(_POINTS, terms, increasing=True), np.eye(terms)[-1]])
+class _Axis:
+    """How one axis of an image is computed in tiles.
+
+    Attributes:
+        outputs: pixels of the output.
+        tile, tiles: outputs in a tile, and the number of tiles.
+        points: values of a transformed tile.
+        split: matrix (points * tiles, size) from pixels to the transformed tiles.
+        taps: matrix (points, 3) that transforms a kernel.
+        join: matrix (tile, points) from products to the outputs of a tile.
+
+    Args:
+        size: pixels of the input.
+        before: zeros added at each end.
+    """
+
+    def __init__(self, size: int, before: int):
+        self.outputs = size + 2 * before - _TAPS + 1
+        counts = {tile: -(-self.outputs // tile) for tile in _POINTS}
+        self.tile = min(counts, key=lambda tile: counts[tile] * len(_values(tile, 1)))
+        self.tiles = counts[self.tile]
+        self.taps = _values(self.tile, _TAPS)
+        self.join = _values(self.tile, self.tile).T
+        self.points = len(self.taps)
+        transform = np.linalg.inv(_values(self.tile, self.points)).T
+        split = np.zeros([self.points, self.tiles, self.tile * self.tiles + self.points])
+        for number in range(self.tiles):
+            split[:, number, number * self.tile :][:, : self.points] = transform
+        self.split = split[:, :, before : before + size].reshape([-1, size])
 
 
-def _tiles(size: int, count: int, before: int) -> np.ndarray:
-    """Matrix (6 * count, size) from a row of pixels to its transformed tiles, by point and tile."""
-    transform = np.linalg.inv(_evaluate(_SIZE)).T
-    padded = np.zeros([_SIZE, count, _TILE * count + _SIZE])
-    for tile in range(count):
-        padded[:, tile, _TILE * tile :][:, :_SIZE] = transform
-    return padded[:, :, before : before + size].reshape([_SIZE * count, size])
+def _values(tile: int, terms: int) -> np.ndarray:
+    """Matrix (tile + 2, terms) from a polynomial's coefficients to its values at the points."""
+    return np.vstack([np.vander(_POINTS[tile], terms, increasing=True), np.eye(terms)[-1]])

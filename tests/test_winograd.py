@@ -35,8 +35,9 @@ def test_output_and_gradients_are_those_of_the_convolution(size, padding):
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_rounding_in_float32_is_near_the_convolutions_own(binary):
-    x, w, dy = arrays((4, 14, 14, 128), 128, "SAME")
+@pytest.mark.parametrize("size, limit", [(12, 1.4e-6), (15, 2.6e-6)])  # tiles of 4 and of 5
+def test_rounding_in_float32_is_near_the_convolutions_own(size, limit, binary):
+    x, w, dy = arrays((4, size, size, 128), 128, "SAME")
     if binary:
         x, w = tf.sign(x), 0.01 * tf.sign(w)
     exact = gradients(lambda x, w: tf.nn.conv2d(x, w, 1, "SAME"), x, w, dy)
@@ -44,8 +45,7 @@ def test_rounding_in_float32_is_near_the_convolutions_own(binary):
     ours = gradients(lambda x, w: winograd.conv2d(x, w, "SAME"), *single)
     for our, truth in zip(ours, exact, strict=True):
         error = np.sqrt(np.mean((our - truth.numpy()) ** 2) / np.mean(truth**2))
-        # TensorFlow's convolution has 1e-7 to 8e-7 here, the usual points of evaluation 3e-6.
-        assert error < 2e-6
+        assert error < limit  # TensorFlow's: 6e-7; 4 with the usual points of evaluation: 2.4e-6
 
 
 def test_any_batch_in_one_trace():
