@@ -252,8 +252,8 @@ class Config:
     deterministic: bool = _flag(True, "Use deterministic operations.")
     precision: str = _flag(
         "float32",
-        "Arithmetic of the training; export is float32. bfloat16 is faster for wide networks on "
-        "processors that have it (such as AVX-512 BF16), float16 is for GPUs.",
+        "Arithmetic of the training; export is float32. bfloat16 saves memory, and on processors "
+        "that have it (such as AVX-512 BF16) some time for wide networks; float16 is for GPUs.",
         choices=("float32", "bfloat16", "float16"),
     )
     strategy: str = _flag(
