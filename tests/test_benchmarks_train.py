@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 import small
+import tensorflow as tf
 import torch
 
-from larq_adambnn import config, models
+from larq_adambnn import config, models, winograd
 from larq_adambnn.benchmarks import train, twin
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
@@ -61,6 +62,23 @@ def test_contenders_take_turns_and_are_measured():
     convolutions = [kind for kind in times if "Conv2DBackprop" in kind]
     assert len(convolutions) == 2
     assert all(train._multiplies(kind) for kind in convolutions)
+
+
+def test_winograds_convolution_counts_as_a_convolution():
+    x, w = tf.ones([2, 8, 8, 128]), tf.ones([3, 3, 128, 128])
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch([x, w])
+            loss = tf.reduce_sum(winograd.conv2d(x, w, "SAME") ** 2)
+        return tape.gradient(loss, [x, w])
+
+    step()
+    times = train.operator_times(step)
+    assert times["WinogradConv2D"] > 0
+    assert train._multiplies("WinogradConv2D")
+    assert not any("MatMul" in kind or "Transpose" in kind for kind in times)
 
 
 def test_a_process_that_ends_is_reported():
