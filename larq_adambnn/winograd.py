@@ -96,11 +96,11 @@ class _Axis:
     def __init__(self, size: int, before: int):
         self.outputs = size + 2 * before - _TAPS + 1
         counts = {tile: -(-self.outputs // tile) for tile in _POINTS}
-        self.tile = min(counts, key=lambda tile: counts[tile] * len(_values(tile, 1)))
+        self.tile = min(counts, key=lambda tile: counts[tile] * (tile + _TAPS - 1))
         self.tiles = counts[self.tile]
+        self.points = self.tile + _TAPS - 1
         self.taps = _values(self.tile, _TAPS)
         self.join = _values(self.tile, self.tile).T
-        self.points = len(self.taps)
         transform = np.linalg.inv(_values(self.tile, self.points)).T
         split = np.zeros([self.points, self.tiles, self.tile * self.tiles + self.points])
         for number in range(self.tiles):
