@@ -14,16 +14,17 @@ _SUBMODULES = (
     "analysis",
     "callbacks",
     "checkpoints",
-    "config",
     "data",
     "distillation",
+    "errors",
     "export",
+    "inference",
     "layers",
     "losses",
     "models",
     "optimizers",
     "quantizers",
-    "training",
+    "runs",
 )
 __all__ = ["binarization", "binarize", *_SUBMODULES]
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.files import replace_file
 from larq_adambnn.layers import BinaryConv2D, Rotate180, RPReLU, Shift
-from larq_adambnn.runs import replace_file
 
 __all__ = [
     "count_zeros",

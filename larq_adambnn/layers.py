@@ -7,7 +7,7 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import winograd
+from larq_adambnn.kernels import winograd
 from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable, select, sums_by_channel
 
 __all__ = ["BinaryConv2D", "RPReLU", "Rotate180", "Shift", "binarization", "binarize"]

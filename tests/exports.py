@@ -5,8 +5,8 @@ import json
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import data, layers, models, optimizers, runs
-from larq_adambnn.config import parse
+from larq_adambnn import data, layers, models, optimizers
+from larq_adambnn.runs.config import parse
 
 # Uniform between two numbers, or normal around 0 with a deviation, by the end of the name
 _VALUES = {

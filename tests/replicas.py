@@ -16,8 +16,9 @@ import small
 import tensorflow as tf
 
 import larq_adambnn  # noqa: F401  (selects Keras 2)
-from larq_adambnn import config, layers, losses, models, optimizers, strategies
+from larq_adambnn import layers, losses, models, optimizers
 from larq_adambnn.distillation import Distiller
+from larq_adambnn.runs import config, strategies
 
 STEPS, BATCH = 10, 16
 

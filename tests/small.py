@@ -74,7 +74,7 @@ def serve() -> None:
     import sklearn.datasets  # noqa: F401
     import tensorflow_datasets  # noqa: F401
 
-    import larq_adambnn.training  # noqa: F401
+    import larq_adambnn.runs.training  # noqa: F401
 
     gc.freeze()  # what was imported is no garbage
     print("ready", flush=True)

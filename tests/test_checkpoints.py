@@ -11,9 +11,9 @@ import tensorflow as tf
 
 import main
 from larq_adambnn import checkpoints, data, layers, models
-from larq_adambnn.config import load_run
-from larq_adambnn.runs import Run
-from larq_adambnn.students import load_student
+from larq_adambnn.runs.config import load_run
+from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.students import load_student
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

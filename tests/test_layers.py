@@ -7,7 +7,8 @@ import small
 import tensorflow as tf
 
 import larq_adambnn
-from larq_adambnn import layers, quantizers, winograd
+from larq_adambnn import layers, quantizers
+from larq_adambnn.kernels import winograd
 
 
 def images(batch=4, size=32, channels=1):

@@ -4,7 +4,7 @@ import pathlib
 
 from matplotlib.figure import Figure
 
-from larq_adambnn.runs import replace_file
+from larq_adambnn.files import replace_file
 
 __all__ = ["LOSS_MAP", "colors", "new_figure", "save"]
 

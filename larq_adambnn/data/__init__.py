@@ -1,102 +1,142 @@
 """Data sets as endless, seeded training streams and ordered evaluation batches."""
 
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.config import Config, UsageError
-from larq_adambnn.data import catalog, check, idx, records
-from larq_adambnn.data.catalog import describe
-from larq_adambnn.data.check import write_left_out
+from larq_adambnn.data import catalog, check, statistics
+from larq_adambnn.data.catalog import describe, normalization, splits
 from larq_adambnn.data.dataset import Dataset, bad_example
-from larq_adambnn.data.sources import Source, dataset_source
+from larq_adambnn.data.preparation import Preparation
+from larq_adambnn.data.settings import Settings, settings_of
+from larq_adambnn.data.sources import Problem, Source, dataset_source, file_source
+from larq_adambnn.errors import UsageError
+from larq_adambnn.names import BAD_IMAGES
+from larq_adambnn.progress import say
 
 __all__ = [
     "Dataset",
+    "Preparation",
+    "Problem",
+    "Settings",
     "bad_example",
     "describe",
     "from_datasets",
+    "from_files",
     "load",
     "normalization",
-    "write_left_out",
+    "splits",
 ]
 
-# (mean, standard deviation) of the training images on 0..1 values
-_STATISTICS = {
-    "digits": ((0.3055,), (0.3235,)),
-    "mnist": ((0.1307,), (0.3081,)),
-    "fashion_mnist": ((0.2860,), (0.3530,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
 
+def load(
+    name: str,
+    data_dir: str | os.PathLike = "",
+    *,
+    split: str = "test",
+    train_images: int = 0,
+    bad_images: str = "error",
+    left_out: Mapping[str, Sequence[Problem]] | None = None,
+    settings: Settings | None = None,
+    **changes,
+) -> Dataset:
+    """The data set of a name, as a training stream and evaluation batches.
 
-def load(config: Config) -> Dataset:
-    """The data set that a config names.
+    ``load("image_folder", "flowers", image_size=96, batch_size=64)`` reads
+    ``flowers/train/CLASS/*`` and ``flowers/val/CLASS/*``.
+
+    Args:
+        name: digits, image_folder (SPLIT/CLASS/*), idx (MNIST's files), or a name in TFDS,
+            with :SPLIT if another split or part than train is to be trained on.
+        data_dir: where the data set is or, for a name in TFDS, is prepared.
+        split: what `Dataset.evaluation` gives by default; where there is no test split,
+            `test` is the validation split.
+        train_images: training images to use, evenly spaced in the data set; 0: all.
+        bad_images: "error" stops at an image that cannot be used; "skip" reads everything
+            once and leaves such images out.
+        left_out: what was left out of each split before, so that nothing need be read.
+        settings: image size, augmentation, batch size and seed.
+        **changes: settings by name that replace those.
 
     Raises:
-        UsageError: it does not exist, is empty, has what cannot be used (unless that is to
-            be left out), or does not fit the config.
+        UsageError: it does not exist, is empty, or has what cannot be used.
+        ValueError: an argument is out of range.
     """
-    class_names, channels = describe(config)
-    splits = catalog.splits(config)
-    known = check.read_left_out(config)
+    if bad_images not in BAD_IMAGES:
+        raise ValueError(
+            f"Expected bad_images to be one of {', '.join(BAD_IMAGES)}. Received: {bad_images!r}"
+        )
+    settings, data_dir = settings_of(settings, changes), os.fspath(data_dir)
+    left_out = left_out or {}
+    class_names, channels = describe(name, data_dir)
+    others = splits(name, data_dir)
 
     @functools.cache
     def open_split(split):
-        source, problems = catalog.open_source(config, split), ()
-        if config.bad_images == "skip":
-            source, problems = check.leave_out(source, split, known.get(split))
-            print(f"--bad_images=skip: {len(problems):,} left out of {split}", flush=True)
+        source, problems = catalog.open_source(name, data_dir, split), ()
+        if bad_images == "skip":
+            source, problems = check.leave_out(source, split, left_out.get(split))
+            say(f"--bad_images=skip: {len(problems):,} left out of {split}")
         elif source.problems:
             raise UsageError(
                 f"{source.problems[0]} ({len(source.problems):,} such problems; --mode=check_data "
                 "lists them, --bad_images=skip leaves out what cannot be used)"
             )
-        if split == "train" and config.train_images:
-            source = _spaced(source, config.train_images)
+        if split == "train" and train_images:
+            source = _spaced(source, train_images)
         return source, problems
 
-    mean, std = normalization(config)
-    dataset = Dataset(config, class_names, channels, mean, std, splits, open_split)
-    name = dataset.split_name()
-    if name != config.split:
-        print(f"--split={config.split}: {config.dataset} has none; taking {name}", flush=True)
-    if config.mode == "train":
-        _check_batch(dataset)
-        dataset.source()
+    dataset = Dataset(
+        name=name,
+        settings=settings,
+        class_names=class_names,
+        preparation=_preparation(settings, channels, *normalization(name, data_dir)),
+        splits=others,
+        open_split=open_split,
+        split=split,
+    )
+    found = dataset.split_name()
+    if found != split:
+        say(f"--split={split}: {name} has none; taking {found}")
     return dataset
 
 
 def from_datasets(
-    config: Config,
     train: tf.data.Dataset,
     test: tf.data.Dataset,
     class_names: Sequence[str],
     *,
+    name: str = "",
     shuffle: int = 1024,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    settings: Settings | None = None,
+    **changes,
 ) -> Dataset:
-    """A data set of your own, for `training.train(config, dataset)` or as batches.
+    """A data set of your own, which trains, evaluates and exports as a named one does.
 
     A training that is resumed reads `train` again up to where it was (without augmenting
     that part), and sees the same images if `train` itself gives the same ones each time.
 
     Args:
-        config: input size, augmentation, batch size and seed; its --dataset is but a name.
         train, test: single (image, label) examples of known number; images are uint8 or,
             on 0..1, float32 (H, W, C) pixels, or encoded strings, which give 3 channels.
         class_names: one name a label.
+        name: what messages call it; a name known to TFDS also gives its mean and deviation.
         shuffle: training examples that are shuffled at a time, each epoch in another way;
             they are held in memory.  0 keeps the order.
+        mean, std: per channel, on 0..1 values; by default see `statistics.known`.
+        settings: image size, augmentation, batch size and seed.
+        **changes: settings by name that replace those.
 
     Raises:
-        ValueError: the elements are something else.
+        ValueError: the elements are something else, or an argument is out of range.
         UsageError: too few examples.
     """
-    class_names = tuple(class_names)
+    settings, class_names = settings_of(settings, changes), tuple(class_names)
     sources = {
         "train": dataset_source(train, class_names, "training", shuffle),
         "test": dataset_source(test, class_names, "test", 0),
@@ -105,29 +145,42 @@ def from_datasets(
     if len(channels) > 1:
         raise ValueError(f"Expected images of as many channels in both. Received: {channels}")
     (channels,) = channels
-    mean, std = _statistics(config.dataset, channels)
+    usual_mean, usual_std = statistics.known(name, channels)
+    mean, std = tuple(mean or usual_mean), tuple(std or usual_std)
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise ValueError(
+            f"Expected mean and positive std of {channels} channels. Received: mean={mean}, "
+            f"std={std}"
+        )
     dataset = Dataset(
-        config, class_names, channels, mean, std, ("test",), lambda split: (sources[split], ())
+        name=name or "own data",
+        settings=settings,
+        class_names=class_names,
+        preparation=_preparation(settings, channels, mean, std),
+        splits=("test",),
+        open_split=lambda split: (sources[split], ()),
     )
-    _check_batch(dataset)
+    dataset.check_batch()
     return dataset
 
 
-def normalization(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) per channel, on 0..1 values, of a config's images.
+def from_files(
+    files: Sequence[str | os.PathLike], preparation: Preparation, class_names: Sequence[str]
+) -> Dataset:
+    """Image files without labels, prepared as for evaluation: the split `test`."""
+    source = file_source(list(map(os.fspath, files)), tuple(class_names), preparation.channels)
+    return Dataset(
+        name="files",
+        settings=Settings(image_size=preparation.image_size, crop=preparation.crop),
+        class_names=tuple(class_names),
+        preparation=preparation,
+        splits=("test",),
+        open_split=lambda split: (source, ()),
+    )
 
-    Of IDX files they are measured on the training images.  Known data sets have their
-    published ones, others ImageNet's or, if grey, 0.5 and 0.25.
-    """
-    if config.dataset == "idx":
-        return idx.statistics(catalog.directory(config))
-    return _statistics(records.split_name(config.dataset)[0], describe(config)[1])
 
-
-def _statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    key = "imagenet" if name.startswith("imagenet") else name.split("/")[0].split(":")[0]
-    mean, std = _STATISTICS.get(key, _STATISTICS["imagenet"])
-    return (mean, std) if len(mean) == channels else ((0.5,) * channels, (0.25,) * channels)
+def _preparation(settings: Settings, channels: int, mean, std) -> Preparation:
+    return Preparation(settings.image_size, settings.crop, channels, mean, std)
 
 
 def _spaced(source: Source, count: int) -> Source:
@@ -138,11 +191,3 @@ def _spaced(source: Source, count: int) -> Source:
         )
     kept = np.arange(count) * len(source) // count
     return source.without(np.delete(np.arange(len(source)), kept))
-
-
-def _check_batch(dataset: Dataset) -> None:
-    if dataset.steps_per_epoch == 0:
-        raise UsageError(
-            f"--batch_size: expected at most the {len(dataset.train_source)} training images of "
-            f"{dataset.config.dataset}; received {dataset.config.batch_size}"
-        )

@@ -1,62 +1,66 @@
-"""Which data set a config names: its classes, its splits and their sources."""
+"""Which data set a name stands for: its classes, its splits and their sources."""
 
 import pathlib
 
-from larq_adambnn.config import Config, UsageError
-from larq_adambnn.data import folder, idx, records
+from larq_adambnn.data import folder, idx, records, statistics
 from larq_adambnn.data.sources import Source
 
-__all__ = ["describe", "directory", "open_source", "splits"]
+__all__ = ["describe", "normalization", "open_source", "splits"]
 
 
-def describe(config: Config) -> tuple[tuple[str, ...], int]:
-    """(class names, channels) of the data set that a config names, without preparing it.
+def describe(name: str, data_dir: str = "") -> tuple[tuple[str, ...], int]:
+    """(class names, channels) of a data set, without preparing it.
+
+    Args:
+        name: digits, image_folder, idx or a name in TFDS, the latter with :SPLIT if another
+            split or part than train is to be trained on.
+        data_dir: where the data set is or, for a name in TFDS, is prepared.
 
     Raises:
-        UsageError: there is no such data set, or it has another number of classes.
+        UsageError: there is no such data set.
     """
-    class_names, channels = _describe(config)
-    if config.num_classes not in (0, len(class_names)):
-        raise UsageError(
-            f"--num_classes: expected {len(class_names)}, the classes of {config.dataset}; "
-            f"received {config.num_classes}"
-        )
-    return class_names, channels
+    if name == "image_folder":
+        return folder.class_names(_directory(data_dir)), 3
+    if name == "idx":
+        return idx.class_names(_directory(data_dir)), 1
+    return records.describe(records.split_name(name)[0], data_dir)
 
 
-def _describe(config: Config) -> tuple[tuple[str, ...], int]:
-    if config.dataset == "image_folder":
-        return folder.class_names(directory(config)), 3
-    if config.dataset == "idx":
-        return idx.class_names(directory(config)), 1
-    return records.describe(records.split_name(config.dataset)[0], config.data_dir)
+def normalization(name: str, data_dir: str = "") -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) per channel, on 0..1 values, of a data set's images.
+
+    Of IDX files they are measured on the training images; see `statistics.known` for the
+    others.
+    """
+    if name == "idx":
+        return idx.statistics(_directory(data_dir))
+    return statistics.known(records.split_name(name)[0], describe(name, data_dir)[1])
 
 
-def splits(config: Config) -> tuple[str, ...]:
+def splits(name: str, data_dir: str = "") -> tuple[str, ...]:
     """The splits besides the training one; a TFDS data set is prepared on first use."""
-    if config.dataset == "image_folder":
-        found = folder.splits(directory(config))
-    elif config.dataset == "idx":
-        found = idx.splits(directory(config))
+    if name == "image_folder":
+        found = folder.splits(_directory(data_dir))
+    elif name == "idx":
+        found = idx.splits(_directory(data_dir))
     else:
-        found = records.splits(records.split_name(config.dataset)[0], config.data_dir)
+        found = records.splits(records.split_name(name)[0], data_dir)
     return tuple(split for split in found if split != "train")
 
 
-def open_source(config: Config, split: str) -> Source:
+def open_source(name: str, data_dir: str, split: str) -> Source:
     """A split; what is wrong with it before an image is read is among its problems.
 
     Raises:
         UsageError: there is no such data set or split, or nothing in it can be used.
     """
-    if config.dataset == "image_folder":
-        return folder.open_folder(directory(config), split)
-    if config.dataset == "idx":
-        return idx.open_idx(directory(config), split)
-    name, training = records.split_name(config.dataset)
-    return records.open_tfds(name, training if split == "train" else split, config.data_dir)
+    if name == "image_folder":
+        return folder.open_folder(_directory(data_dir), split)
+    if name == "idx":
+        return idx.open_idx(_directory(data_dir), split)
+    name, training = records.split_name(name)
+    return records.open_tfds(name, training if split == "train" else split, data_dir)
 
 
-def directory(config: Config) -> pathlib.Path:
-    """Where the files of --data_dir are."""
-    return pathlib.Path(config.data_dir).expanduser()
+def _directory(data_dir: str) -> pathlib.Path:
+    return pathlib.Path(data_dir).expanduser()

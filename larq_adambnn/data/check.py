@@ -1,46 +1,20 @@
 """Reading everything once to find what cannot be used: --mode=check_data and --bad_images=skip."""
 
-import dataclasses
-import json
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.config import Config, UsageError
-from larq_adambnn.data import catalog, images
-from larq_adambnn.data.progress import progress
+from larq_adambnn.data import images
 from larq_adambnn.data.sources import Problem, Source
-from larq_adambnn.runs import Run, replace_file
-from larq_adambnn.workers import cores
+from larq_adambnn.errors import UsageError
+from larq_adambnn.machine import cores
+from larq_adambnn.progress import progress
 
-__all__ = ["defects", "leave_out", "main", "read_left_out", "write_left_out"]
+__all__ = ["defects", "leave_out"]
 
 _BATCH = 256  # examples between two updates of the bar
 _HEAD = 4096  # bytes of a file in which cameras note the rotation
-
-
-def main(config: Config) -> None:
-    """Decodes every image of every split, and prints a line for each that cannot be used.
-
-    Raises:
-        UsageError: there was one.
-    """
-    count = 0
-    for split in ("train", *catalog.splits(config)):
-        source = catalog.open_source(config, split)
-        found, rotated = defects(source, split)
-        problems = [*source.problems, *found]
-        for problem in problems:
-            print(problem)
-        if rotated:
-            print(
-                f"note: {len(rotated):,} images of {split} carry a rotation in their EXIF data, "
-                f"which is not applied (torchvision does not either), such as {rotated[0]}"
-            )
-        print(f"{split}: {len(source):,} examples read, {len(problems):,} problems", flush=True)
-        count += len(problems)
-    if count:
-        raise UsageError(f"--mode=check_data found {count:,} problems, which are listed above")
 
 
 def defects(source: Source, split: str) -> tuple[list[Problem], list[str]]:
@@ -98,7 +72,7 @@ def _is_rotated(source: Source, index: int) -> bool:
 
 
 def leave_out(
-    source: Source, split: str, known: list[Problem] | None
+    source: Source, split: str, known: Sequence[Problem] | None
 ) -> tuple[Source, tuple[Problem, ...]]:
     """The source without what cannot be used, and what that was.
 
@@ -121,30 +95,3 @@ def leave_out(
     if len(left_out) == len(source):
         raise UsageError(f"--dataset: expected images in {split}; none of them can be used")
     return source.without([problem.index for problem in left_out]), tuple(problems)
-
-
-def write_left_out(dataset, run: Run) -> None:
-    """Notes in a run what --bad_images=skip left out, for its report and for resuming it."""
-    config = dataset.config
-    if config.bad_images != "skip" or run.left_out.is_file():
-        return
-    left_out = {}
-    for split in ("train", dataset.split_name()):
-        problems = dataset.left_out(split)
-        left_out[split] = [dataclasses.asdict(problem) for problem in problems]
-    with replace_file(run.left_out) as path:
-        path.write_text(json.dumps(left_out, indent=1) + "\n", encoding="utf-8")
-
-
-def read_left_out(config: Config) -> dict[str, list[Problem]]:
-    """What a config's run noted, of each split."""
-    path = Run(config.output_dir).left_out
-    if config.bad_images != "skip" or not config.output_dir or not path.is_file():
-        return {}
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            split: [Problem(**problem) for problem in problems] for split, problems in noted.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"--output_dir: cannot read {path}: {error}") from None

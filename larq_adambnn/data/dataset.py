@@ -9,15 +9,15 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.config import Config, SplitError, UsageError
-from larq_adambnn.data import augmentation, images, mixing, randaugment
+from larq_adambnn.data import mixing
+from larq_adambnn.data.preparation import Preparation
+from larq_adambnn.data.settings import Settings
 from larq_adambnn.data.sources import Problem, Source
-from larq_adambnn.workers import cores
+from larq_adambnn.errors import SplitError, UsageError
+from larq_adambnn.machine import cores
 
 __all__ = ["Dataset", "bad_example"]
 
-# Added to an image's seed, so that each part of the augmentation draws its own numbers
-_CROP, _FLIP, _LIGHTING, _RANDAUGMENT = range(4)
 _AHEAD = 2  # batches that are ready before they are asked for
 _NOTHING = -1  # the key and the index of what pads a batch
 _MARK = "bad example: "
@@ -44,22 +44,23 @@ class Dataset:
     """A data set prepared for one network input.
 
     Attributes:
-        config: the settings of input size and augmentation.
+        name: what messages call it.
+        settings: augmentation, batch size and seed.
         class_names: one name a label.
-        channels: channels of the images, 1 or 3.
-        mean, std: per channel, on 0..1 values.
+        preparation: how an image becomes the network's input.
         splits: names of the splits besides the training one.
         open_split: from the name of a split (or "train") to its source and the problems
             that were left out of it; the same ones each time.
+        split: what `evaluation` gives by default.
     """
 
-    config: Config
+    name: str
+    settings: Settings
     class_names: tuple[str, ...]
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    preparation: Preparation
     splits: tuple[str, ...]
     open_split: Callable[[str], tuple[Source, tuple[Problem, ...]]]
+    split: str = "test"
     _made: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -73,20 +74,28 @@ class Dataset:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of the network's input."""
-        return (self.config.image_size, self.config.image_size, self.channels)
+        return self.preparation.input_shape
 
     @property
-    def steps_per_epoch(self) -> int:
+    def iterations_per_epoch(self) -> int:
         """Full batches in an epoch; the last, incomplete one is left out."""
-        return len(self.train_source) // self.config.batch_size
+        return len(self.train_source) // self.settings.batch_size
+
+    def check_batch(self) -> None:
+        """Raises UsageError if the training images do not fill a batch."""
+        if self.iterations_per_epoch == 0:
+            raise UsageError(
+                f"--batch_size: expected at most the {len(self.train_source)} training images of "
+                f"{self.name}; received {self.settings.batch_size}"
+            )
 
     def split_name(self, split: str = "") -> str:
-        """The split that a name means in this data set; by default the config's.
+        """The split that a name means in this data set; by default `split`.
 
         Where there is no test split, `test` is the validation split; `val` and
         `validation` are the same.
         """
-        split = split or self.config.split
+        split = split or self.split
         others = {"test": ("validation", "val"), "val": ("validation",), "validation": ("val",)}
         for name in (split, *others.get(split, ())):
             if name in ("train", *self.splits):
@@ -95,7 +104,7 @@ class Dataset:
             return split
         raise SplitError(
             f"--split: expected one of {', '.join(('train', *self.splits))} of "
-            f"{self.config.dataset}; received {split!r}"
+            f"{self.name}; received {split!r}"
         )
 
     def source(self, split: str = "") -> Source:
@@ -108,33 +117,37 @@ class Dataset:
 
     @_once
     @tf.autograph.experimental.do_not_convert  # a second of each start
-    def train(self, first_step: int = 0, *, shard: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
-        """Endless training batches (images, labels) from a step on.
+    def train(
+        self, first_iteration: int = 0, *, shard: tuple[int, int] = (0, 1)
+    ) -> tf.data.Dataset:
+        """Endless training batches (images, labels) from an iteration on.
 
         Every epoch has its own order, and every image its own augmentation; both are
         functions of the seed, the epoch and the index in the epoch, so that a stream
-        that starts at a step gives what the one from step 0 gives there.  What lies
-        before the step is not read.
+        that starts at an iteration gives what the one from 0 gives there.  What lies before
+        is not read.
 
         Args:
-            first_step: number of batches to leave out.
+            first_iteration: number of batches to leave out.
             shard: (index, count): gives only the index-th of `count` equal parts of every
                 batch, and reads only that.
         """
-        config, source, steps = self.config, self.train_source, self.steps_per_epoch
+        self.check_batch()
+        settings, source = self.settings, self.train_source
+        iterations = self.iterations_per_epoch
         index, count = shard
-        if not 0 <= index < count or config.batch_size % count:
+        if not 0 <= index < count or settings.batch_size % count:
             raise ValueError(
                 f"Expected a shard (index, count) with index < count and a count that divides "
-                f"the {config.batch_size} images of a batch. Received: {shard}"
+                f"the {settings.batch_size} images of a batch. Received: {shard}"
             )
-        local = config.batch_size // count
-        if (config.mixup or config.cutmix) and local % 2:
+        local = settings.batch_size // count
+        if settings.mixes and local % 2:
             raise UsageError(
                 "--batch_size: expected an even number of images for each worker, since mixup "
-                f"and cutmix mix pairs of them; received {config.batch_size} for {count}"
+                f"and cutmix mix pairs of them; received {settings.batch_size} for {count}"
             )
-        first_epoch, first = divmod(first_step, steps)
+        first_epoch, first = divmod(first_iteration, iterations)
         offsets = tf.range(index * local, (index + 1) * local, dtype=tf.int64)
 
         def begin(epoch):
@@ -143,30 +156,36 @@ class Dataset:
         def batches(epoch):
             order = tf.range(len(source), dtype=tf.int64)
             if source.stream is None:
-                seed = tf.stack([_high(config.seed, epoch), -1])
+                seed = tf.stack([_high(settings.seed, epoch), -1])
                 order = tf.random.experimental.stateless_shuffle(order, seed)
 
-            def batch(step):
-                positions = step * config.batch_size + offsets
-                return _key(config.seed, epoch, positions), tf.gather(order, positions)
+            def batch(iteration):
+                positions = iteration * settings.batch_size + offsets
+                return _key(settings.seed, epoch, positions), tf.gather(order, positions)
 
-            return tf.data.Dataset.range(begin(epoch), steps).map(batch).concatenate(_end(local))
+            return (
+                tf.data.Dataset.range(begin(epoch), iterations).map(batch).concatenate(_end(local))
+            )
 
         def examples(epoch):
             stream = source.stream.enumerate()
             if source.shuffle:
-                stream = _shuffle(stream, source.shuffle, config.seed, epoch)
-            stream = stream.enumerate().take(steps * config.batch_size)
-            stream = stream.skip(begin(epoch) * config.batch_size)
-            stream = stream.filter(lambda at, _: at % config.batch_size // local == index)
+                stream = _shuffle(stream, source.shuffle, settings.seed, epoch)
+            stream = stream.enumerate().take(iterations * settings.batch_size)
+            stream = stream.skip(begin(epoch) * settings.batch_size)
+            stream = stream.filter(lambda at, _: at % settings.batch_size // local == index)
             stream = stream.map(
-                lambda at, numbered: (_key(config.seed, epoch, at), numbered[0], *numbered[1])
+                lambda at, numbered: (_key(settings.seed, epoch, at), numbered[0], *numbered[1])
             )
             return stream.concatenate(_padding(stream, local))
 
         epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
         stream = None if source.stream is None else epochs.flat_map(examples)
-        read = self._read(source, epochs.flat_map(batches), stream, local, self.augment)
+
+        def prepare(image, key):
+            return self.preparation.for_training(image, key, settings)
+
+        read = self._read(source, epochs.flat_map(batches), stream, local, prepare)
         return _ahead(read.map(self._mix))
 
     @_once
@@ -187,16 +206,16 @@ class Dataset:
         """All (images, labels) of a split once, in order, without augmentation.
 
         Args:
-            split: by default the config's.
-            batch_size: by default the config's.
+            split: by default `self.split`.
+            batch_size: by default that of the settings.
             shard: (index, count): gives only one in `count` batches, from the index-th on.
         """
         source = self.source(split)
-        size = batch_size or self.config.batch_size
+        size = batch_size or self.settings.batch_size
         batches = -(-len(source) // size)
 
-        def batch(step):
-            indices = step * size + tf.range(size, dtype=tf.int64)
+        def batch(number):
+            indices = number * size + tf.range(size, dtype=tf.int64)
             indices = tf.where(indices < len(source), indices, _NOTHING)
             return _key(0, 0, indices), indices
 
@@ -211,7 +230,11 @@ class Dataset:
             stream = stream.enumerate().filter(lambda at, _: at // size % count == index)
             stream = stream.map(lambda at, example: (_key(0, 0, at), at, *example))
             stream = stream.concatenate(_padding(stream, 2 * size))
-        read = self._read(source, schedule, stream, size, self._preprocess)
+
+        def prepare(image, key):
+            return self.preparation.for_inference(image)
+
+        read = self._read(source, schedule, stream, size, prepare)
         return _ahead(read.map(strip))
 
     def _read(self, source, schedule, stream, size, finish) -> tf.data.Dataset:
@@ -267,88 +290,17 @@ class Dataset:
             line += " (--bad_images=skip leaves such images out, --mode=check_data lists them)"
         return (_MARK + line).encode(errors="replace")
 
-    def _part(self, image, window) -> tuple[tf.Tensor, tf.Tensor]:
-        """A window of an image on 0..255, and int32 (height, width) of the whole."""
-        if image.dtype == tf.string:
-            return images.decode(image, self.channels, window)
-        if image.dtype == tf.float32:
-            image *= 255.0
-        shape = tf.shape(image)[:2]
-        top, left, height, width = tf.unstack(window(shape[0], shape[1]))
-        return image[top : top + height, left : left + width], shape
-
-    def augment(self, image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """The network's input of a training image; its key is its seed."""
-        config, size = self.config, self.config.image_size
-
-        def seed(part):
-            return key + tf.constant([0, part << 48], tf.int64)
-
-        def crop(height, width):
-            if config.crop == "random_resized":
-                return augmentation.crop_window(height, width, seed(_CROP))
-            return _whole(height, width)
-
-        image, _ = self._part(image, crop)
-        shape = tf.shape(image)
-        box = tf.cast(_whole(shape[0], shape[1]), tf.float32)
-        flip = augmentation.flip(seed(_FLIP)) if config.flip else False
-        image = augmentation.resample(image, size, box, flip=flip)
-        if config.crop == "padded":
-            image = augmentation.padded_crop(image, seed(_CROP), size // 8)
-        if config.randaugment:
-            image = randaugment.randaugment(
-                tf.cast(tf.round(image), tf.uint8),
-                seed(_RANDAUGMENT),
-                config.randaugment,
-                config.randaugment_magnitude,
-            )
-        light = tf.zeros(self.channels)
-        if config.lighting and self.channels == 3:
-            light = augmentation.lighting(seed(_LIGHTING), config.lighting) / config.lighting_range
-        return self._normalize(image, light)
-
-    def _preprocess(self, image: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-        """The network's input of an image to evaluate on."""
-        del key
-        size = self.config.image_size
-
-        def box(height, width):
-            if self.config.crop == "random_resized":
-                return augmentation.center_box(height, width, size)
-            return tf.cast(_whole(height, width), tf.float32)
-
-        def needed(height, width):
-            return augmentation.support(box(height, width), size, height, width)
-
-        image, shape = self._part(image, needed)
-        height, width = tf.unstack(shape)
-        corner = tf.cast(needed(height, width)[:2], tf.float32)
-        inside = box(height, width) - tf.concat([corner, tf.zeros(2)], 0)
-        return self._normalize(augmentation.resample(image, size, inside), tf.zeros(self.channels))
-
-    def _normalize(self, image: tf.Tensor, light: tf.Tensor) -> tf.Tensor:
-        """(image / 255 + light - mean) / std, by rows, which is several times as fast."""
-        size = self.config.image_size
-        scale = 1 / (255 * np.array(self.std, np.float32))
-        shift = (light - self.mean) / self.std
-        rows = tf.reshape(tf.cast(image, tf.float32), [size, size * self.channels])
-        rows = rows * np.tile(scale, size) + tf.tile(shift, [size])
-        return tf.reshape(rows, self.input_shape)
-
     def _mix(self, keys, images, labels):
-        config = self.config
-        return mixing.mix(images, keys, mixup=config.mixup, cutmix=config.cutmix), labels
+        settings = self.settings
+        if settings.mixes:
+            images = mixing.mix(images, keys, mixup=settings.mixup, cutmix=settings.cutmix)
+        return images, labels
 
 
 def bad_example(error: Exception) -> str:
     """The line about the example that stopped a stream; "" if something else did."""
     found = re.search(rf"\[{_MARK}(.*?)\]\s+\[\[", str(error), re.DOTALL)
     return re.sub(r"\\(.)", r"\1", found[1]) if found else ""  # TensorFlow escapes \, ' and "
-
-
-def _whole(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    return tf.stack([0, 0, height, width])
 
 
 def _high(seed: int, epoch: tf.Tensor | int) -> tf.Tensor:

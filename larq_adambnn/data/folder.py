@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.config import UsageError
-from larq_adambnn.data.progress import progress
 from larq_adambnn.data.sources import Problem, Source
+from larq_adambnn.errors import UsageError
+from larq_adambnn.progress import progress, say
 
 __all__ = ["class_names", "open_folder", "splits"]
 
@@ -86,7 +86,7 @@ def open_folder(directory: pathlib.Path, split: str) -> Source:
     bar.close()
     if not numbers:
         raise UsageError(f"--data_dir: expected images of the classes in {folder}; there are none")
-    print(_summary(folder, len(numbers), len(classes), others), flush=True)
+    say(_summary(folder, len(numbers), len(classes), others))
     return _source(folder, classes, bytes(names), np.array(ends), np.array(numbers), problems)
 
 

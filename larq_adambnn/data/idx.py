@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 
-from larq_adambnn.config import UsageError
 from larq_adambnn.data.sources import Problem, Source, array_source
+from larq_adambnn.errors import UsageError
 
 __all__ = ["class_names", "open_idx", "read_idx", "splits", "statistics"]
 

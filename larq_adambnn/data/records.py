@@ -12,8 +12,8 @@ import filelock
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.config import SplitError, UsageError
 from larq_adambnn.data.sources import Source
+from larq_adambnn.errors import SplitError, UsageError
 
 __all__ = ["describe", "open_tfds", "split_name", "splits"]
 

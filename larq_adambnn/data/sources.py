@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from larq_adambnn.data import images
 
-__all__ = ["Problem", "Source", "array_source", "dataset_source"]
+__all__ = ["Problem", "Source", "array_source", "dataset_source", "file_source"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,19 @@ def array_source(
         channels=pixels.shape[-1],
         lookup=lambda indices: (tf.gather(pixels, indices), tf.gather(labels, indices)),
         name=lambda index: f"{name} image {index}",
+    )
+
+
+def file_source(files: Sequence[str], class_names: tuple[str, ...], channels: int) -> Source:
+    """A source of image files, whose labels are all 0."""
+    names = tf.constant(files)
+    return Source(
+        size=len(files),
+        class_names=class_names,
+        channels=channels,
+        lookup=lambda indices: (tf.gather(names, indices), tf.zeros_like(indices)),
+        name=lambda index: files[index],
+        load=tf.io.read_file,
     )
 
 

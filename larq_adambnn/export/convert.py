@@ -10,7 +10,7 @@ import tensorflow as tf
 from larq_adambnn.export.fold import fold
 from larq_adambnn.export.tflite import Graph, compact
 from larq_adambnn.export.walk import nodes
-from larq_adambnn.terminal import quiet
+from larq_adambnn.machine import quiet
 
 __all__ = ["convert", "convert_as_is", "silence"]
 

@@ -165,7 +165,7 @@ def fine_tune(
     batches: tf.data.Dataset,
     *,
     epochs: int,
-    steps_per_epoch: int,
+    iterations_per_epoch: int,
 ) -> None:
     """Trains what is real in a quantized model to give what the folded one gives.
 
@@ -173,14 +173,14 @@ def fine_tune(
         quantized: what `quantize` gives; it is changed.
         folded: its teacher, what it was made of.
         batches: endless (images, labels); the labels are not used.
-        epochs, steps_per_epoch: how long; the learning rate falls to 0 meanwhile.
+        epochs, iterations_per_epoch: how long; the learning rate falls to 0 meanwhile.
     """
     quantized.compile(optimizers.Adam(_LEARNING_RATE), losses.DistributionLoss())
     teacher = tf.function(lambda images: folded(images, training=False))
     quantized.fit(
         batches.map(lambda images, labels: (images, teacher(images))),
         epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=iterations_per_epoch,
         callbacks=[callbacks.LinearDecay(_LEARNING_RATE, (epochs,))],
         verbose=0,
     )

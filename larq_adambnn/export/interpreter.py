@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from larq_adambnn import workers
+from larq_adambnn.export import workers
 from larq_adambnn.export.convert import silence
 from larq_adambnn.export.tflite import Graph, operators
 

@@ -1,19 +1,20 @@
 """Networks: tf.keras.Model from images (B, H, W, C) to logits (B, num_classes)."""
 
+import inspect
+
 import tensorflow as tf
 
-from larq_adambnn.config import ZOO, Config
 from larq_adambnn.models.complexity import Complexity, complexity, summary
 from larq_adambnn.models.reactnet import reactnet18, reactnet_a
 from larq_adambnn.models.resnet import resnet34
 from larq_adambnn.models.zoo import zoo
+from larq_adambnn.names import ZOO
 
 __all__ = [
     "Complexity",
     "build",
     "complexity",
-    "from_config",
-    "main",
+    "options",
     "reactnet18",
     "reactnet_a",
     "resnet34",
@@ -23,54 +24,58 @@ __all__ = [
 _NETWORKS = {"reactnet_a": reactnet_a, "reactnet18": reactnet18, "resnet34": resnet34}
 
 
+def options(name: str) -> tuple[str, ...]:
+    """What a network takes besides its input shape and number of classes, such as width.
+
+    Raises:
+        ValueError: no such network.
+    """
+    if name in ZOO:
+        return ()
+    if name not in _NETWORKS:
+        names = ", ".join([*_NETWORKS, *ZOO])
+        raise ValueError(f"Expected one of {names}. Received: name={name!r}")
+    parameters = inspect.signature(_NETWORKS[name]).parameters.values()
+    return tuple(
+        p.name
+        for p in parameters
+        if p.name not in ("input_shape", "num_classes") and p.kind != p.VAR_KEYWORD
+    )
+
+
 def build(
     name: str,
     *,
     input_shape: tuple[int, int, int],
     num_classes: int,
-    width: float = 1.0,
-    pad_values: float = 0.0,
-    stem_stride: int = 0,
     sync_batch_norm: bool = False,
+    **chosen,
 ) -> tf.keras.Model:
-    """The network of a name as --model takes it; larq-zoo's have no width and padding to choose.
+    """The network of a name as --model takes it: reactnet_a, reactnet18, resnet34, or larq-zoo's.
+
+    Args:
+        name: the network.
+        input_shape: (height, width, channels).
+        num_classes: number of logits.
+        sync_batch_norm: whether batch norms share their statistics over the replicas.
+        **chosen: some of `options(name)`.
 
     Raises:
         ValueError: no such network, or an argument it does not take.
     """
+    known = options(name)
+    for option, value in chosen.items():
+        if option not in known:
+            raise ValueError(
+                f"Expected options of {name}, which are {', '.join(known) or 'none'}. "
+                f"Received: {option}={value!r}"
+            )
     if name in ZOO:
         model = zoo(name, input_shape, num_classes)
-    elif name in _NETWORKS:
-        options = {} if name == "resnet34" else {"pad_values": pad_values}
-        if stem_stride:
-            options["stem_stride"] = stem_stride
-        model = _NETWORKS[name](input_shape, num_classes, width, **options)
     else:
-        names = ", ".join([*_NETWORKS, *ZOO])
-        raise ValueError(f"Expected one of {names}. Received: name={name!r}")
+        model = _NETWORKS[name](input_shape, num_classes, **chosen)
     if sync_batch_norm:
         for layer in model.layers:
             if isinstance(layer, tf.keras.layers.BatchNormalization):
                 layer.synchronized, layer.fused = True, False
     return model
-
-
-def from_config(config: Config, channels: int, num_classes: int) -> tf.keras.Model:
-    """The network of a config for images with so many channels and classes."""
-    return build(
-        config.model,
-        input_shape=(config.image_size, config.image_size, channels),
-        num_classes=num_classes,
-        width=config.width,
-        pad_values=config.pad_values,
-        stem_stride=config.stem_stride,
-        sync_batch_norm=config.sync_batch_norm,
-    )
-
-
-def main(config: Config) -> None:
-    """--mode=summary: prints Larq's summary of the network and the paper's count."""
-    from larq_adambnn import data
-
-    class_names, channels = data.describe(config)
-    summary(from_config(config, channels, len(class_names)))

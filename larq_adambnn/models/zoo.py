@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from larq_adambnn.config import ZOO
+from larq_adambnn.names import ZOO
 
 __all__ = ["zoo"]
 

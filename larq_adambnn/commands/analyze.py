@@ -1,0 +1,263 @@
+"""--mode=analyze: draws what a run's files allow into RUN/plots and its report."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+from matplotlib.figure import Figure
+
+from larq_adambnn import layers
+from larq_adambnn.analysis import figures, style, surfaces, toy
+from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
+from larq_adambnn.errors import UsageError
+from larq_adambnn.files import replace_file
+from larq_adambnn.runs import datasets, report
+from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.recording import Snapshot, snapshots
+from larq_adambnn.runs.students import build_student, load_student
+
+__all__ = ["main"]
+
+_SURFACE_IMAGES = 256
+_ACTIVATION_IMAGES = 64
+
+Drawn = Iterator[tuple[str, str, Figure]]  # (file name without its ending, caption, figure)
+
+
+def main(config: Config) -> None:
+    """Draws the figures of a run, one after the other, and writes its report again.
+
+    Raises:
+        UsageError: the run has no finished step, or one of its files cannot be read.
+    """
+    run = Run(config.run or config.output_dir)
+    if run.last_step() == 0:
+        raise UsageError(f"--run: expected a run with a finished step; {run.directory} has none")
+    analysis = _Analysis(run, config)
+    entries = []
+    for draw in (
+        analysis.surfaces,
+        analysis.path,
+        analysis.accuracies,
+        analysis.activations,
+        analysis.kernels,
+        analysis.toy,
+        analysis.weights,
+        analysis.learning_rates,
+    ):
+        for name, caption, figure in draw():
+            path = run.plots / f"{name}.png"
+            style.save(figure, path)
+            print(path, flush=True)
+            entries.append({"plot": path.name, "caption": caption})
+    with replace_file(run.analysis) as path:
+        path.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    report.write(run, load_run(run.directory))
+    print(run.report)
+
+
+class _Analysis:
+    """A run with its data set, its student and the runs it is compared with."""
+
+    def __init__(self, run: Run, config: Config):
+        self.run, self.resolution = run, config.resolution
+        given = config.given("data_dir")
+        self.config = load_run(run.directory, **given)
+        self.others = {directory: load_run(directory, **given) for directory in config.compare}
+        # Training images in a random order, prepared as for evaluation.
+        dataset = datasets.load(self.config)
+        plain = dataclasses.replace(dataset.settings, augment=False)
+        self.dataset = dataclasses.replace(dataset, settings=plain)
+        batch = self.dataset.train().unbatch().take(_SURFACE_IMAGES).batch(_SURFACE_IMAGES)
+        self.images, self.labels = next(iter(batch))
+        self.student = load_student(run, self.config, self.dataset)
+        self.snapshots = [s for s in snapshots(run) if s.step <= run.last_step()]
+        self.first = next(iter(binary_kernels(self.student)), None)
+
+    def _name(self, directory) -> str:
+        return Run(directory).directory.resolve().name
+
+    # Figure 1
+
+    def surfaces(self) -> Drawn:
+        networks = {**self._real_network(), self._title(self.student): self.student}
+        found = {
+            title: surfaces.loss_surface(
+                model, self.images, self.labels, resolution=self.resolution
+            )
+            for title, model in networks.items()
+        }
+        depth = "; ".join(
+            f"{title}: {surface['loss'].min():.3g} to {surface['loss'].max():.3g} nats"
+            for title, surface in found.items()
+        )
+        yield (
+            "loss_surface",
+            f"Loss on {len(self.labels)} training images along two random, filter-normalized "
+            f"directions from the trained weights. {depth}.",
+            surfaces.draw_surfaces(found),
+        )
+
+    def _title(self, model: tf.keras.Model) -> str:
+        binary = binary_kernels(model) and self.config.order != "real_valued"
+        return "binary network" if binary else "real-valued network"
+
+    def _real_network(self) -> dict[str, tf.keras.Model]:
+        """The real-valued network to compare with: the teacher, or the first such run given."""
+        if self.config.order == "real_valued":
+            return {}
+        candidates = [self.run.directory / "teacher", *self.others]
+        if self.config.loss != "cross_entropy" and (Run(self.config.teacher).flags).is_file():
+            candidates.insert(0, self.config.teacher)
+        for directory in candidates:
+            run = Run(directory)
+            if not run.flags.is_file() or run.last_step() == 0:
+                continue
+            config = load_run(directory)
+            if config.order == "real_valued" and config.dataset == self.config.dataset:
+                return {"real-valued network": load_student(run, config, self.dataset)}
+        return {}
+
+    def path(self) -> Drawn:
+        if len(self.snapshots) < 2:
+            return
+        model = build_student(self.config, self.dataset)
+        states, titles = [], []
+        for snapshot in self.snapshots:
+            snapshot.load(model)
+            states.append([variable.numpy() for variable in model.trainable_variables])
+            titles.append(f"step {snapshot.step}" if snapshot.epoch else "start")
+        states.append([variable.numpy() for variable in self.student.trainable_variables])
+        titles.append(f"step {self.run.last_step()}")
+        found, figure = surfaces.trajectory(
+            self.student,
+            states,
+            self.images,
+            self.labels,
+            titles=titles,
+            resolution=self.resolution,
+        )
+        shares = " and ".join(f"{100 * share:.0f} %" for share in found["explained"])
+        yield (
+            "trajectory",
+            f"The path of the training on the plane of its two principal components ({shares} of "
+            "the squared distances to its end), over the loss of the final network there.",
+            figure,
+        )
+
+    # Figures 2 and 8
+
+    def accuracies(self) -> Drawn:
+        series = {}
+        for directory in (self.run.directory, *self.others):
+            rows = Run(directory).read_metrics()
+            if rows:
+                series[self._name(directory)] = [100 * row["val_accuracy"] for row in rows]
+        if len(series) > 1:
+            _, figure = figures.curves({name: np.array(values) for name, values in series.items()})
+            last = ", ".join(f"{name} {values[-1]:.2f} %" for name, values in series.items())
+            yield "compared_accuracy", f"Test accuracy by epoch. At the end: {last}.", figure
+
+    def learning_rates(self) -> Drawn:
+        found: dict[str, dict[float, list[float]]] = {}
+        for directory, config in {self.run.directory: self.config, **self.others}.items():
+            rows = Run(directory).read_metrics()
+            same = config.dataset == self.config.dataset and config.order != "real_valued"
+            if rows and same:
+                by_rate = found.setdefault(config.optimizer, {})
+                accuracy = 100 * rows[-1]["val_accuracy"]
+                by_rate.setdefault(config.learning_rate, []).append(accuracy)
+        if any(len(by_rate) > 1 for by_rate in found.values()):
+            _, figure = figures.learning_rates(found)
+            yield "learning_rate", "Final test accuracy against the learning rate.", figure
+
+    # Figures 3, 4 and 5
+
+    def _ends(self) -> dict[str, Snapshot]:
+        """The first and the last snapshot after an epoch of each step."""
+        found = {}
+        for step in (1, 2):
+            of_step = [s for s in self.snapshots if s.step == step and s.epoch]
+            for snapshot in of_step[:1] + of_step[-1:]:
+                found[str(snapshot)] = snapshot
+        return found
+
+    def activations(self) -> Drawn:
+        if self.first is None or not self._ends():
+            return
+        model = build_student(self.config, self.dataset)
+        inputs: dict[str, np.ndarray] = {}
+        for title, snapshot in self._ends().items():
+            snapshot.load(model)
+            layers.binarize(model, *self.config.steps[snapshot.step - 1])
+            inputs[title] = binary_input(model, self.images[:_ACTIVATION_IMAGES], self.first)
+        found, figure = figures.activation_histograms(inputs)
+        shares = ", ".join(f"{t} {100 * found[f'{t} (saturated)']:.1f} %" for t in inputs)
+        yield (
+            "activations",
+            f"Inputs of {self.first}, the first binary layer, on {_ACTIVATION_IMAGES} training "
+            f"images. Saturated: {shares}.",
+            figure,
+        )
+
+    def kernels(self) -> Drawn:
+        if self.first is None or not self._ends():
+            return
+        model = build_student(self.config, self.dataset)
+        weights, updates = {}, {}
+        for title, snapshot in self._ends().items():
+            snapshot.load(model)
+            weights[title] = binary_kernels(model)[self.first].numpy()
+            updates[title] = snapshot.update()
+        _, figure = figures.kernel_values(weights)
+        yield (
+            "weights",
+            f"Latent weights of {self.first}, the first binary layer, with the mean absolute value "
+            "of each output channel (CAM) and its standard deviation over them (SDAM).",
+            figure,
+        )
+        _, figure = figures.kernel_values(updates, label="last update of the epoch (no unit)")
+        yield (
+            "updates",
+            f"The same of the last update of {self.first}'s weights in an epoch.",
+            figure,
+        )
+
+    # Figures 6 and 7
+
+    def toy(self) -> Drawn:
+        _, figure = toy.toy_surface()
+        yield (
+            "toy",
+            "Two binary nodes, one of them mostly saturated: their true loss, that of the "
+            "approximated gradient, and the paths of SGD and Adam (independent of the run).",
+            figure,
+        )
+
+    def weights(self) -> Drawn:
+        found = {}
+        for step in range(1, self.run.last_step() + 1):
+            if self.run.weights(step).is_file():
+                model = load_student(self.run, self.config, self.dataset, step)
+                found[f"end of step {step}"] = _latent(model)
+        for directory, config in self.others.items():
+            run = Run(directory)
+            if run.last_step() and config.dataset == self.config.dataset:
+                found[self._name(directory)] = _latent(load_student(run, config, self.dataset))
+        found = {title: weights for title, weights in found.items() if weights.size}
+        if not found:
+            return
+        _, figure = figures.weight_histograms(found)
+        peaks = "; ".join(
+            f"{title}: peaks at {', '.join(f'{p:.2f}' for p in figures.weight_peaks(weights))}"
+            for title, weights in found.items()
+        )
+        yield "final_weights", f"Latent weights of all binary layers. {peaks}.", figure
+
+
+def _latent(model: tf.keras.Model) -> np.ndarray:
+    kernels = [kernel.numpy().ravel() for kernel in binary_kernels(model).values()]
+    return np.concatenate(kernels) if kernels else np.zeros(0)

@@ -1,0 +1,368 @@
+"""--benchmark=train: training steps of a config, beside the published network in PyTorch.
+
+Each network has a process of its own, so that the peak memory is its own.  They take one step
+each in turns, so that whatever else the machine does slows both down.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import glob
+import importlib.util
+import multiprocessing.connection
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+from larq_adambnn.errors import UsageError
+from larq_adambnn.machine import cores, quiet
+from larq_adambnn.runs.config import Config
+
+__all__ = ["Contender", "contenders", "epoch_times", "main", "operator_times", "take_turns"]
+
+_WARM_UP, _ROUNDS = 2, 10  # steps of each network
+_LISTED = 8
+_EPOCHS = 3  # of which the one in the middle counts: it neither traces nor finishes the run
+_OURS, _TWIN = "larq_adambnn", "published network in PyTorch"
+_IN_LINE = "larq_adambnn, one operator at a time"  # so that their times add up to the step's
+_HOOKS = (
+    "on_epoch_begin",
+    "on_epoch_end",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_test_begin",
+    "on_test_end",
+)
+_MATRIX = ("Conv2D", "DepthwiseConv", "MatMul")  # what a kernel's name has that multiplies matrices
+
+
+@dataclasses.dataclass
+class Contender:
+    """A network in a process of its own, which takes training steps on demand.
+
+    Attributes:
+        first: seconds of its first step, with tracing.
+        seconds: of its later steps.
+    """
+
+    connection: multiprocessing.connection.Connection
+    first: float
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def ask(self, request: str):
+        """What the process answers to "step", "memory" or "operators"."""
+        self.connection.send(request)
+        return self.connection.recv()
+
+
+def main(config: Config) -> None:
+    """Prints speed and memory of both steps, where a step's time goes, and an epoch's costs."""
+    print(
+        f"{config.model}, width {config.width:g}, {config.image_size} x {config.image_size}, batch "
+        f"{config.batch_size}, {config.precision}, {cores()} cores; "
+        f"{_ROUNDS} steps each, in turns"
+    )
+    names = [_OURS]
+    if config.model != "reactnet_a":
+        print(f"(the {_TWIN} is reactnet_a, so there is nothing to compare with)")
+    elif importlib.util.find_spec("torch") is None:
+        print(f"(without torch there is no {_TWIN}: pip install -r requirements-dev.txt)")
+    else:
+        names.append(_TWIN)
+    for step, weights in ((1, "real"), (2, "binary")):
+        print(
+            f"\nstep {step} ({weights} weights)".ljust(33)
+            + f"{'images/s':>9}{'range':>15}{'first step':>12}{'peak memory':>13}"
+        )
+        with contenders(config, step, names) as found:
+            take_turns(found.values(), _ROUNDS)
+            for name, contender in found.items():
+                _print_speed(name, contender, config.batch_size)
+            if len(found) > 1:
+                print(f"{'ratio':<32}{_ratio(*found.values()):9.2f}")
+        with contenders(config, step, [_IN_LINE]) as found:
+            _print_operators(found[_IN_LINE].ask("operators"))
+    _print_epoch(config)
+
+
+@contextlib.contextmanager
+def contenders(config: Config, step: int, names) -> Iterator[dict[str, Contender]]:
+    """The networks of the given names after their first step, warmed up."""
+    context = multiprocessing.get_context("spawn")
+    found, processes = {}, []
+    try:
+        for name in names:
+            connection, theirs = context.Pipe()
+            processes.append(context.Process(target=_serve, args=(theirs, name, config, step)))
+            processes[-1].start()
+            theirs.close()
+            try:
+                found[name] = Contender(connection, connection.recv())
+            except EOFError:
+                raise UsageError(
+                    f"--benchmark: the process of {name} ended; expected memory for a step of "
+                    f"{config.batch_size} images (--batch_size)"
+                ) from None
+            for _ in range(_WARM_UP):
+                found[name].ask("step")
+        yield found
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def take_turns(found, rounds: int) -> None:
+    """Lets each contender take a step, again and again."""
+    found = list(found)
+    for _ in range(rounds):
+        for contender in found:
+            contender.seconds.append(contender.ask("step"))
+
+
+def _ratio(ours: Contender, theirs: Contender) -> float:
+    """How many times as fast ours is: the median over the rounds."""
+    pairs = zip(theirs.seconds, ours.seconds, strict=True)
+    return statistics.median(their / our for their, our in pairs)
+
+
+def _print_speed(name: str, contender: Contender, images: int) -> None:
+    slow, fast = images / max(contender.seconds), images / min(contender.seconds)
+    print(
+        f"{name:<32}{images / statistics.median(contender.seconds):9.1f}"
+        f"{f'{slow:.1f} - {fast:.1f}':>15}{contender.first:10.1f} s"
+        f"{contender.ask('memory') / 2**30:9.2f} GiB"
+    )
+
+
+def _print_operators(times: dict[str, float]) -> None:
+    total = sum(times.values())
+    multiplied = sum(seconds for name, seconds in times.items() if _multiplies(name))
+    print(f"\nin convolutions and matrix products: {100 * multiplied / total:.0f} % of a step")
+    others = [item for item in times.items() if not _multiplies(item[0])]
+    for name, seconds in sorted(others, key=lambda item: -item[1])[:_LISTED]:
+        print(f"  {name:<30}{100 * seconds / total:5.1f} %")
+
+
+def _multiplies(kernel: str) -> bool:
+    return any(name in kernel for name in _MATRIX)
+
+
+def _serve(connection, name: str, config: Config, step: int) -> None:
+    """Answers requests until the other end is closed."""
+    with quiet():
+        make = {_OURS: _our_step, _IN_LINE: _our_step_in_line, _TWIN: _their_step}[name]
+        training_step = make(config, step)
+    requests: dict[str, Callable] = {
+        "step": lambda: _seconds(training_step),
+        "memory": _peak_memory,
+        "operators": lambda: operator_times(training_step),
+    }
+    connection.send(_seconds(training_step))
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(requests[connection.recv()]())
+
+
+def _peak_memory() -> int:
+    """Bytes; on Linux getrusage would count what the parent had when it started this process."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open("/proc/self/status", encoding="ascii") as file:
+        (line,) = (line for line in file if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _our_step(config: Config, step: int) -> Callable[[], object]:
+    import tensorflow as tf
+
+    from larq_adambnn import distillation, layers, losses, optimizers
+    from larq_adambnn.runs import datasets, strategies, students
+
+    class_names, channels = datasets.describe(config)
+    with strategies.precision(config.precision):
+        student = students.build(config, channels, len(class_names))
+        layers.binarize(student, True, step == 2)
+        images = tf.random.stateless_normal((config.batch_size, *student.input_shape[1:]), (0, 0))
+        target = tf.random.stateless_normal((config.batch_size, len(class_names)), (0, 1))
+        model = distillation.Distiller(student, lambda _: target)
+        model.compile(
+            optimizer=optimizers.Adam(config.learning_rate, config.weight_decay[step - 1]),
+            loss=losses.DistributionLoss(),
+        )
+    labels = tf.zeros(config.batch_size, tf.int64)
+    batches = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
+    train = model.make_train_function()
+    return lambda: train(batches)["loss"].numpy()
+
+
+def _our_step_in_line(config: Config, step: int) -> Callable[[], object]:
+    import tensorflow as tf
+
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    return _our_step(config, step)
+
+
+def _their_step(config: Config, step: int) -> Callable[[], object]:
+    import torch
+
+    from larq_adambnn.commands.benchmark import twin
+    from larq_adambnn.runs import datasets
+
+    class_names, channels = datasets.describe(config)
+    torch.manual_seed(0)
+    network = twin.ReActNetA(
+        channels,
+        len(class_names),
+        config.width,
+        stem_stride=config.stem_stride or (2 if config.image_size >= 64 else 1),
+        binary=step == 2,
+    )
+    train = twin.TrainingStep(network, config.learning_rate, config.weight_decay[step - 1])
+    images = torch.randn(config.batch_size, channels, config.image_size, config.image_size)
+    target = torch.randn(config.batch_size, len(class_names))
+    return lambda: train(images, target)
+
+
+def operator_times(function: Callable[[], object]) -> dict[str, float]:
+    """Seconds that TensorFlow's profiler counts in each kind of operator during a call.
+
+    All operators of Winograd's convolution, its gradients' too, are of the kind WinogradConv2D.
+    """
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    from larq_adambnn.kernels import winograd
+
+    with tempfile.TemporaryDirectory() as folder:
+        with tf.profiler.experimental.Profile(folder):
+            function()
+        (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+        with open(path, "rb") as file:
+            space = xplane_pb2.XSpace.FromString(file.read())
+    times = collections.Counter()
+    for plane in space.planes:
+        if plane.name != "/host:CPU":
+            continue
+        for line in plane.lines:
+            for event in line.events:
+                # An operator's event is called NAME:KIND, others have C++ names.
+                name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+                if name and kind.isidentifier() and not name.endswith(":"):
+                    kind = "WinogradConv2D" if winograd.SCOPE in name.split("/") else kind
+                    times[kind] += event.duration_ps / 1e12
+    return times
+
+
+def _print_epoch(config: Config) -> None:
+    """Prints what a run adds to the steps of an epoch, if there are the data for one."""
+    try:
+        times, steps = epoch_times(config)
+    except UsageError as error:
+        print(f"\n(no costs of an epoch: {error})")
+        return
+    total = sum(times.values())
+    print(f"\nan epoch of {steps} steps, with all that a run does: {total:.1f} s")
+    for name, seconds in sorted(times.items(), key=lambda item: -item[1]):
+        print(f"  {name:<30}{seconds:8.3f} s{100 * seconds / total:7.2f} %")
+
+
+def epoch_times(config: Config) -> tuple[dict[str, float], int]:
+    """Seconds by what an epoch spends them on, and its steps.
+
+    Of an epoch of step 2 on the labels, with a run's callbacks and files.
+
+    Raises:
+        UsageError: the data set cannot be read.
+    """
+    import tensorflow as tf
+
+    from larq_adambnn.runs import datasets, strategies, training
+    from larq_adambnn.runs.directory import Run
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = config.replace(
+            mode="train",
+            order="one_step",
+            weight_decay=(0.0, 0.0),
+            loss="cross_entropy",
+            init_from="",
+            reload_best=False,
+            epochs=_EPOCHS,
+            output_dir=folder,
+        )
+        dataset = datasets.load(config)
+        model = training.compiled(config, dataset, None)
+        clock = _Clock()
+        with contextlib.redirect_stdout(None):
+            model.fit(
+                **strategies.distribute(tf.distribute.get_strategy(), dataset, first_iteration=0),
+                epochs=_EPOCHS,
+                steps_per_epoch=dataset.iterations_per_epoch,
+                callbacks=clock.timed(
+                    training.run_callbacks(config, Run(folder), dataset, (_EPOCHS,))
+                ),
+                verbose=0,
+            )
+    return clock.epochs[_EPOCHS // 2], dataset.iterations_per_epoch
+
+
+class _Clock:
+    """Measures what each callback, the evaluation and the rest of each epoch take.
+
+    Attributes:
+        epochs: seconds by name, of each epoch.
+    """
+
+    def __init__(self):
+        self.epochs: list[dict[str, float]] = []
+        self.times: dict[str, float] = {}
+
+    def timed(self, callbacks) -> list:
+        """The callbacks, each hook of them timed, between two that time the epoch."""
+        import tensorflow as tf
+
+        for callback in callbacks:
+            name = type(callback).__name__.strip("_")
+            for hook in _HOOKS:
+                setattr(callback, hook, self._count(name, getattr(callback, hook)))
+        first = tf.keras.callbacks.LambdaCallback(on_epoch_begin=self._begin)
+        first.on_test_begin = self._begin_test
+        last = tf.keras.callbacks.LambdaCallback(on_epoch_end=self._end)
+        last.on_test_end = self._end_test
+        return [first, *callbacks, last]
+
+    def _count(self, name: str, hook: Callable) -> Callable:
+        @functools.wraps(hook)  # with the mark by which Keras leaves out empty hooks
+        def counted(*arguments):
+            start = time.perf_counter()
+            hook(*arguments)
+            self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
+
+        return counted
+
+    def _begin(self, epoch, logs):
+        self.times = {}
+        self._start = time.perf_counter()
+
+    def _end(self, epoch, logs):
+        total = time.perf_counter() - self._start
+        self.epochs.append({"steps": total - sum(self.times.values()), **self.times})
+
+    def _begin_test(self, logs=None):
+        self._test = time.perf_counter(), sum(self.times.values())
+
+    def _end_test(self, logs=None):
+        start, counted = self._test
+        inside = sum(self.times.values()) - counted
+        self.times["evaluation"] = time.perf_counter() - start - inside

@@ -1,0 +1,80 @@
+"""--mode=evaluate: accuracy of a run or of a .tflite on a split."""
+
+import dataclasses
+import pathlib
+
+from larq_adambnn import inference
+from larq_adambnn.data import Dataset
+from larq_adambnn.errors import UsageError
+from larq_adambnn.export import description, interpreter
+from larq_adambnn.runs import datasets, exporting, students
+from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.directory import Run
+
+__all__ = ["main", "read_tflite"]
+
+
+def main(config: Config) -> None:
+    """Prints top-1 and top-5 accuracy in percent.
+
+    Raises:
+        UsageError: no such run, file or split, or the file takes other images.
+    """
+    directory = config.run or config.output_dir
+    tflite = read_tflite(config.tflite) if config.tflite else None
+    if directory:
+        run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
+        dataset = datasets.load(run_config)
+    else:
+        dataset = _as_exported(config, tflite)
+    split = dataset.split_name(config.split)
+    if tflite is not None:
+        _check_fits(tflite, config.tflite, dataset)
+        network, name = tflite, config.tflite
+    else:
+        network = students.load_student(Run(directory), run_config, dataset)
+        name = directory
+    accuracy = inference.evaluate(network, dataset, split)
+    print(
+        f"{name}: {split} top-1 {100 * accuracy.top1:.2f} %, "
+        f"top-5 {100 * accuracy.top5:.2f} % of {accuracy.images} images"
+    )
+
+
+def read_tflite(path: str) -> bytes:
+    """The bytes of a file that LCE's interpreter can run.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    exporting.check_installed()
+    tflite = pathlib.Path(path).read_bytes()
+    try:
+        interpreter.load(tflite)
+    except ValueError as error:
+        raise UsageError(f"--tflite: {path}: {error}") from None
+    return tflite
+
+
+def _as_exported(config: Config, tflite: bytes) -> Dataset:
+    """The data set of the flags, prepared as the export.json beside the .tflite says."""
+    try:
+        prepared = description.find(pathlib.Path(config.tflite), tflite).preprocessing
+    except UsageError:
+        prepared = None
+    if prepared is None:
+        shape = description.signature(tflite)["input"].shape
+        return datasets.load(config.replace(image_size=shape[1]))
+    dataset = datasets.load(config.replace(image_size=prepared.size, crop=prepared.crop))
+    return dataclasses.replace(dataset, preparation=prepared.preparation)
+
+
+def _check_fits(tflite: bytes, path: str, dataset: Dataset) -> None:
+    found = description.signature(tflite)
+    expected = {"input": list(dataset.input_shape), "output": [len(dataset.class_names)]}
+    for name, shape in expected.items():
+        if found[name].shape[1:] != shape:
+            raise UsageError(
+                f"--tflite: expected an {name} of {shape}, as {dataset.name} has at "
+                f"--image_size={dataset.settings.image_size}; {path} has {found[name].shape[1:]}"
+            )

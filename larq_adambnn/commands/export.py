@@ -1,0 +1,37 @@
+"""--mode=export: the .tflite of a run, its check and what is known about it."""
+
+from larq_adambnn.errors import UsageError
+from larq_adambnn.export import describe
+from larq_adambnn.runs import exporting, report
+from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.directory import Run
+
+__all__ = ["main"]
+
+# Settings of this command, which the run was not made with
+_OWN = ("int8", "io_type", "int8_epochs", "check_images", "allow_float_fallback")
+
+
+def main(config: Config) -> None:
+    """Exports the run of a config (--run, or --output_dir).
+
+    Raises:
+        UsageError: as `export_run`; or the .tflite is not the same network.
+    """
+    exporting.check_installed()
+    directory = config.run or config.output_dir
+    run = Run(directory)
+    run_config = load_run(
+        directory,
+        mode=config.mode,
+        **config.given("data_dir", "split"),
+        **{name: getattr(config, name) for name in _OWN},
+    )
+    result = exporting.export_run(run, run_config)
+    report.write(run, run_config)
+    print("\n".join(describe(result)))
+    if not result.check.passed:
+        raise UsageError(
+            f"{directory}/{result.file} does not compute what the network computes: "
+            + "; ".join(result.check.failures)
+        )

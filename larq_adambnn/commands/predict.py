@@ -1,0 +1,88 @@
+"""--mode=predict: the classes of image files, by a run or by a .tflite."""
+
+import json
+import pathlib
+
+from larq_adambnn import inference
+from larq_adambnn.commands.evaluate import read_tflite
+from larq_adambnn.errors import UsageError
+from larq_adambnn.export import description
+from larq_adambnn.inference import Guess
+from larq_adambnn.runs import datasets, students
+from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.directory import Run
+
+__all__ = ["image_files", "main"]
+
+_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def main(config: Config) -> None:
+    """Prints the five most probable classes of every image, as a table or as JSON.
+
+    Raises:
+        UsageError: an image is none, or there is no such run or file, or the .tflite has
+            no export.json beside it.
+    """
+    files = image_files(config.images)
+    if config.tflite:
+        network = read_tflite(config.tflite)
+        known = description.find(pathlib.Path(config.tflite), network)
+        if known.preprocessing is None or not known.class_names:
+            raise UsageError(
+                f"--tflite: expected class_names and preprocessing in the export.json of "
+                f"{config.tflite}; they are not there"
+            )
+        preparation, class_names = known.preprocessing.preparation, tuple(known.class_names)
+    else:
+        directory = config.run or config.output_dir
+        run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
+        dataset = datasets.without_images(run_config)
+        preparation, class_names = dataset.preparation, dataset.class_names
+        network = students.load_student(Run(directory), run_config, dataset)
+    guesses = inference.classify(network, files, preparation, class_names)
+    found = list(zip(map(str, files), guesses, strict=True))
+    print(_json(found) if config.json else _table(found))
+
+
+def image_files(paths: tuple[str, ...]) -> list[pathlib.Path]:
+    """The files among paths, and the images in the folders among them, in order of name.
+
+    Raises:
+        UsageError: a path does not exist, or a folder holds no image.
+    """
+    files = []
+    for path in map(pathlib.Path, paths):
+        found = [path]
+        if path.is_dir():
+            found = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES)
+        elif not path.is_file():
+            raise UsageError(
+                f"--images: expected image files or folders; received {str(path)!r}, which does "
+                "not exist"
+            )
+        if not found:
+            raise UsageError(
+                f"--images: expected images ({', '.join(_SUFFIXES)}) in {path}; it holds none"
+            )
+        files += found
+    return files
+
+
+def _json(found: list[tuple[str, list[Guess]]]) -> str:
+    results = [
+        {
+            "image": image,
+            "predictions": [{"class": g.name, "probability": g.probability} for g in guesses],
+        }
+        for image, guesses in found
+    ]
+    return json.dumps(results, indent=2)
+
+
+def _table(found: list[tuple[str, list[Guess]]]) -> str:
+    lines = []
+    for image, guesses in found:
+        lines.append(image)
+        lines += [f"  {100 * guess.probability:6.2f} %  {guess.name}" for guess in guesses]
+    return "\n".join(lines)

@@ -1,0 +1,5 @@
+"""--mode=study: one of the paper's experiments as a matrix of resumable runs."""
+
+from larq_adambnn.commands.study.run import main
+
+__all__ = ["main"]

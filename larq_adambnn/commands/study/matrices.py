@@ -1,0 +1,184 @@
+"""The paper's experiments as data: which runs each study consists of."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from larq_adambnn.errors import UsageError
+from larq_adambnn.files import read_rows
+from larq_adambnn.runs.config import Config
+
+__all__ = ["CLAIMS", "OPTIMIZERS", "Claim", "Row", "rows"]
+
+_TWO_STEPS = {"order": "activations_first", "weight_decay": (5e-6, 0.0)}
+OPTIMIZERS = {  # and the learning rates that are tried of each
+    "adam": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    "sgd": (1.5e-2, 5e-2, 1.5e-1, 3e-1, 5e-1),
+    "rmsprop": (3e-3, 1e-2, 3e-2, 1e-1),
+    "amsgrad": (1e-2, 3e-2, 1e-1),
+    "adamw": (1e-2, 3e-2, 1e-1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Something that the paper says: a column is higher in one row than in another."""
+
+    text: str
+    column: str
+    higher: str
+    lower: str
+
+
+CLAIMS = {
+    "optimizers": (
+        Claim("Adam is above SGD, in one step", "top1", "adam one step", "sgd one step"),
+        Claim("Adam is above SGD, in two steps", "top1", "adam two steps", "sgd two steps"),
+        Claim("two steps are above one, with Adam", "top1", "adam two steps", "adam one step"),
+        Claim("two steps are above one, with SGD", "top1", "sgd two steps", "sgd one step"),
+        Claim(
+            "less is saturated at the end with Adam",
+            "saturation_last",
+            "sgd one step",
+            "adam one step",
+        ),
+        Claim("SDAM is lower with Adam", "sdam_first", "sgd one step", "adam one step"),
+    ),
+    "weight_decay": (
+        Claim("FF rises from 0 to 5e-6", "ff_ratio", "one step 5e-06", "one step 0"),
+        Claim("FF rises from 5e-6 to 1e-5", "ff_ratio", "one step 1e-05", "one step 5e-06"),
+        Claim("FF rises from -1e-4 to 0", "ff_ratio", "one step 0", "one step -0.0001"),
+        Claim("C2I falls from 0 to 5e-6", "c2i_step_ratio", "one step 0", "one step 5e-06"),
+        Claim("C2I falls from 5e-6 to 1e-5", "c2i_step_ratio", "one step 5e-06", "one step 1e-05"),
+        Claim("C2I falls from -1e-4 to 0", "c2i_step_ratio", "one step -0.0001", "one step 0"),
+        Claim("two steps flip less than one", "ff_ratio", "one step 5e-06", "two steps 5e-06, 0"),
+        Claim("two steps are above one", "top1", "two steps 5e-06, 0", "one step 5e-06"),
+    ),
+    "order": (
+        Claim(
+            "activations first is above weights first", "top1", "activations first", "weights first"
+        ),
+        Claim("activations first is above one step", "top1", "activations first", "one step"),
+    ),
+    "learning_rate": (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of a study's table: runs that differ in their seed alone.
+
+    Attributes:
+        name: what the line is called; without blanks it names the directory.
+        changes: settings other than the study's.
+        paper: the paper's ImageNet figures by column.
+    """
+
+    name: str
+    changes: dict
+    paper: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def config(self, study: Config, seed: int, teacher: str) -> Config:
+        """The run of the line with a seed and a teacher."""
+        name = self.name.replace(" ", "_").replace(",", "")
+        return study.replace(
+            mode="train",
+            study="",
+            sweep="",
+            seed=seed,
+            teacher=teacher,
+            export=False,
+            output_dir=str(pathlib.Path(study.output_dir, "runs", name, f"seed{seed}")),
+            **self.changes,
+        )
+
+
+def rows(config: Config) -> list[Row]:
+    """The matrix of the study that a config names."""
+    # A step has the given epochs; a training in one step gets as many as both together.
+    one_step = {"order": "one_step", "weight_decay": (0.0, 0.0), "epochs": 2 * config.epochs}
+    if config.study == "learning_rate":
+        sweep = {"order": "one_step", "weight_decay": (0.0, 0.0)}
+        return [
+            Row(f"{name} {rate:g}", {**sweep, "optimizer": name, "learning_rate": rate})
+            for name, rates in OPTIMIZERS.items()
+            for rate in rates
+        ]
+    rates = _best_rates(config)
+    if config.study == "optimizers":
+        paper = {
+            "adam one step": {
+                "top1": 61.49,
+                "saturation_first": 35.5,
+                "saturation_last": 23.8,
+                "sdam_first": 5.6e-3,
+            },
+            "sgd one step": {
+                "top1": 58.98,
+                "saturation_first": 42.5,
+                "saturation_last": 38.6,
+                "sdam_first": 6.2e-3,
+            },
+            "adam two steps": {"top1": 63.23},
+            "sgd two steps": {"top1": 61.25},
+        }
+        return [
+            Row(
+                f"{name} {steps}",
+                {**changes, "optimizer": name, "learning_rate": rates[name]},
+                paper.get(f"{name} {steps}", {}),
+            )
+            for steps, changes in (("one step", one_step), ("two steps", _TWO_STEPS))
+            for name in OPTIMIZERS
+        ]
+    adam = {"optimizer": "adam", "learning_rate": rates["adam"]}
+    if config.study == "weight_decay":
+        decays = (  # Table 1
+            (one_step, (1e-5,), 2.33e-3, 0.481, 61.73),
+            (one_step, (5e-6,), 1.62e-3, 0.496, 61.89),
+            (one_step, (0.0,), 2.86e-4, 0.524, 61.49),
+            (one_step, (-1e-4,), 1.07e-7, 0.974, 26.21),
+            (_TWO_STEPS, (1e-5, 0.0), 4.89e-4, 0.632, 62.63),
+            (_TWO_STEPS, (5e-6, 0.0), 4.50e-4, 0.664, 63.23),
+        )
+        return [
+            Row(
+                f"{'one step' if len(decay) == 1 else 'two steps'} "
+                f"{', '.join(f'{value:g}' for value in decay)}",
+                {**adam, **changes, "weight_decay": (decay * 2)[:2]},
+                {"ff_ratio": ff, "c2i_step_ratio": c2i, "top1": top1},
+            )
+            for changes, decay, ff, c2i, top1 in decays
+        ]
+    return [
+        Row("activations first", {**adam, **_TWO_STEPS}, {"top1": 63.23}),
+        Row("weights first", {**adam, **_TWO_STEPS, "order": "weights_first"}, {"top1": 60.30}),
+        Row("one step", {**adam, **one_step}, {"top1": 61.49}),
+    ]
+
+
+def _best_rates(config: Config) -> dict[str, float]:
+    """Each optimizer's learning rate: the best of the sweep, or --learning_rate for Adam."""
+    if not config.sweep:
+        if config.study == "optimizers":
+            raise UsageError(
+                "--sweep: expected the directory of a learning_rate study, since each optimizer "
+                "needs its own rate; received nothing"
+            )
+        return {"adam": config.learning_rate}
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in read_rows(pathlib.Path(config.sweep) / "study.csv"):
+        rates = found.setdefault(row["optimizer"], {})
+        # A rate that diverges with one seed is not a good one, whatever the others give.
+        rates.setdefault(float(row["learning_rate"]), []).append(float(row["top1"] or "-inf"))
+    best = {}
+    for name in OPTIMIZERS:
+        means = {rate: np.mean(values) for rate, values in found.get(name, {}).items()}
+        if max(means.values(), default=-np.inf) == -np.inf:
+            raise UsageError(
+                f"--sweep: expected a learning_rate study of {', '.join(OPTIMIZERS)}; "
+                f"{config.sweep} lacks {name}"
+            )
+        best[name] = max(means, key=means.get)
+    return best

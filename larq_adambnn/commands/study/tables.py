@@ -1,0 +1,331 @@
+"""The table, the CSV file and the plots of a study."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from larq_adambnn.analysis import figures, style
+from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
+from larq_adambnn.commands.study.matrices import CLAIMS, Row
+from larq_adambnn.files import read_rows, replace_file, write_rows
+from larq_adambnn.runs import datasets
+from larq_adambnn.runs.config import Config
+from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.recording import snapshots
+from larq_adambnn.runs.students import load_student
+
+__all__ = ["write"]
+
+# Columns of the table of each study
+_COLUMNS = {
+    "optimizers": (
+        "top1",
+        "saturation_first",
+        "saturation_last",
+        "sdam_first",
+        "dead_weights",
+        "peaks",
+    ),
+    "weight_decay": ("ff_ratio", "c2i_step_ratio", "c2i_ratio", "top1"),
+    "order": ("top1", "ff_ratio", "c2i_step_ratio"),
+    "learning_rate": ("top1",),
+}
+# Heading and format of a column
+_FORMATS = {
+    "top1": ("top-1 (%)", "{:.2f}"),
+    "ff_ratio": ("FF ratio", "{:.2e}"),
+    "c2i_step_ratio": ("C2I ratio, step", "{:.3f}"),
+    "c2i_ratio": ("C2I ratio, run", "{:.3f}"),
+    "saturation_first": ("saturated, first epoch (%)", "{:.1f}"),
+    "saturation_last": ("saturated, last epoch (%)", "{:.1f}"),
+    "sdam_first": ("SDAM, first epoch", "{:.2e}"),
+    "dead_weights": ("dead weights (%)", "{:.2f}"),
+    "peaks": ("peaks of the weights", "{:.1f}"),
+}
+_CSV = (
+    "row",
+    "optimizer",
+    "order",
+    "learning_rate",
+    "weight_decay",
+    "epochs",
+    "seed",
+    "status",
+    *_FORMATS,
+    "seconds",
+    "directory",
+)
+_NOTES = {
+    "optimizers": (
+        "Saturation and SDAM (of the weights) are those of the first binary layer in the last "
+        "step, as in the paper."
+    ),
+    "weight_decay": (
+        "FF is averaged over the epochs of the last step. C2I is at the end, against the weights "
+        "at the start of the last step and of the run; the paper's is put beside the former."
+    ),
+    "order": (
+        "The paper gives 2.93 points between activations first and weights first; its figure for "
+        "weights first is the other one less these."
+    ),
+    "learning_rate": "The paper's best rates are 1e-3 for Adam and 5e-2 for SGD.",
+}
+
+
+def write(config: Config, rows: Sequence[Row], runs: Mapping[str, Sequence[Config]]) -> None:
+    """Writes study.csv, study.md and plots/*.png of a study whose runs have ended."""
+    directory = pathlib.Path(config.output_dir)
+    dataset = datasets.load(next(iter(runs.values()))[0])
+    measured = {
+        name: [_measure(run, name, directory, dataset) for run in of_row]
+        for name, of_row in runs.items()
+    }
+    write_rows(
+        directory / "study.csv", _CSV, [cell for cells in measured.values() for cell in cells]
+    )
+    plots = []
+    for name, title, figure in _plots(config, runs, measured, dataset):
+        style.save(figure, directory / "plots" / f"{name}.png")
+        plots += ["", f"![{title}](plots/{name}.png)", "", title]
+    table = _table(config, rows, measured)
+    lines = [
+        f"# Study: {config.study}",
+        "",
+        *table,
+        "",
+        f"Mean and standard deviation over the seeds {', '.join(map(str, _seeds(config)))} on "
+        f"{config.dataset}; the paper's figures are ResNet-18's on ImageNet. "
+        f"{_note(config, measured)}",
+        *_claims(config, rows, measured),
+        *plots,
+        "",
+        "## Settings",
+        "",
+        "```",
+        *config.lines(),
+        "```",
+        "",
+    ]
+    with replace_file(directory / "study.md") as path:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    print()
+    print("\n".join(table))
+    print(f"\n{directory / 'study.md'}")
+
+
+def _note(config: Config, measured: Mapping[str, list[dict]]) -> str:
+    """What the table does not say."""
+    if config.study != "learning_rate":
+        return _NOTES[config.study]
+    means: dict[str, dict[float, float]] = {}
+    for cells in measured.values():
+        accuracies = [cell.get("top1", -np.inf) for cell in cells]  # a rate diverges or not
+        means.setdefault(cells[0]["optimizer"], {})[cells[0]["learning_rate"]] = np.mean(accuracies)
+    best = []
+    for name, rates in means.items():
+        rate = max(rates, key=rates.get)
+        edge = " (an end of the sweep)" if rate in (min(rates), max(rates)) else ""
+        best.append(f"{name} {rate:g}{edge}")
+    return f"{_NOTES[config.study]} Best here: {', '.join(best)}."
+
+
+def _seeds(config: Config) -> range:
+    return range(config.seed, config.seed + config.seeds)
+
+
+def _measure(config: Config, row: str, study: pathlib.Path, dataset) -> dict:
+    """A run's line of study.csv."""
+    run = Run(config.output_dir)
+    metrics = run.read_metrics()
+    line = {
+        "row": row,
+        "optimizer": config.optimizer,
+        "order": config.order,
+        "learning_rate": config.learning_rate,
+        "weight_decay": ",".join(f"{value:g}" for value in config.weight_decay),
+        "epochs": config.epochs * len(config.steps),
+        "seed": config.seed,
+        "seconds": round(sum(epoch["seconds"] for epoch in metrics), 1),
+        "directory": run.directory.relative_to(study),
+    }
+    if run.last_step() < len(config.steps):
+        return {**line, "status": "diverged"}
+    last_step = [epoch for epoch in metrics if epoch["step"] == len(config.steps)]
+    layer = _first_layer(run, len(config.steps))
+    kernels = binary_kernels(load_student(run, config, dataset)).values()
+    weights = np.concatenate([kernel.numpy().ravel() for kernel in kernels])
+    return {
+        **line,
+        "status": "finished",
+        "top1": 100 * metrics[-1]["val_accuracy"],
+        "ff_ratio": np.mean([epoch["ff_ratio"] for epoch in last_step]),
+        "c2i_step_ratio": metrics[-1]["c2i_step_ratio"],
+        "c2i_ratio": metrics[-1]["c2i_ratio"],
+        "saturation_first": 100 * layer["saturation"][0],
+        "saturation_last": 100 * layer["saturation"][-1],
+        "sdam_first": layer["sdam"][0],
+        "dead_weights": 100 * metrics[-1]["dead_weights"],
+        "peaks": len(figures.weight_peaks(weights)),
+    }
+
+
+def _first_layer(run: Run, step: int) -> dict[str, list[float]]:
+    """The first binary layer's columns of measurements.csv in a step."""
+    rows = read_rows(run.measurements)
+    rows = [r for r in rows if r["layer"] == rows[0]["layer"] and int(r["step"]) == step]
+    return {name: [float(row[name]) for row in rows] for name in ("saturation", "sdam")}
+
+
+def _table(config: Config, rows: Sequence[Row], measured: Mapping[str, list[dict]]) -> list[str]:
+    columns = _COLUMNS[config.study]
+    paper = [name for name in columns if any(name in row.paper for row in rows)]
+    headings = ["run", "learning rate", *(_FORMATS[name][0] for name in columns)]
+    headings += [f"paper: {_FORMATS[name][0]}" for name in paper]
+    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    for row in rows:
+        cells = measured[row.name]
+        texts = [row.name, f"{cells[0]['learning_rate']:g}"]
+        texts += [_spread([c[name] for c in cells if name in c], name) for name in columns]
+        texts += [_FORMATS[n][1].format(row.paper[n]) if n in row.paper else "" for n in paper]
+        diverged = sum(cell["status"] == "diverged" for cell in cells)
+        if diverged:
+            texts[0] += f" ({diverged} of {len(cells)} diverged)"
+        lines.append("| " + " | ".join(texts) + " |")
+    return lines
+
+
+def _claims(config: Config, rows: Sequence[Row], measured: Mapping[str, list[dict]]) -> list[str]:
+    """A table of what the paper says, with the differences between runs of the same seed."""
+    paper = {row.name: row.paper for row in rows}
+    lines = []
+    for claim in CLAIMS[config.study]:
+        column = claim.column
+        pairs = zip(measured[claim.higher], measured[claim.lower], strict=True)
+        found = [a[column] - b[column] for a, b in pairs if column in a and column in b]
+        cells = [claim.text, _FORMATS[column][0], _spread(found, column)]
+        cells += [f"{sum(value > 0 for value in found)} of {len(found)}"]
+        theirs = [paper[name].get(column) for name in (claim.higher, claim.lower)]
+        cells += ["" if None in theirs else _FORMATS[column][1].format(theirs[0] - theirs[1])]
+        lines.append("| " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    return [
+        "",
+        "| the paper says | of | difference | with so many seeds | paper: difference |",
+        "|---|---|---:|---:|---:|",
+        *lines,
+        "",
+        "A difference is of runs with the same seed: mean and standard deviation over the seeds.",
+    ]
+
+
+def _spread(values: list[float], column: str) -> str:
+    if not values:
+        return ""
+    text = _FORMATS[column][1].format(np.mean(values))
+    if len(values) > 1:
+        text += f" ± {_FORMATS[column][1].format(np.std(values, ddof=1))}"
+    return text
+
+
+def _plots(config: Config, runs, measured, dataset):
+    """(file name without its ending, title, figure) of each plot of a study."""
+    finished = {
+        name: [
+            run
+            for run, cell in zip(of_row, measured[name], strict=True)
+            if cell["status"] == "finished"
+        ]
+        for name, of_row in runs.items()
+    }
+    finished = {name: of_row for name, of_row in finished.items() if of_row}
+    if config.study == "learning_rate":
+        found: dict[str, dict[float, list[float]]] = {}
+        for cells in measured.values():
+            for cell in cells:
+                if "top1" in cell:
+                    rates = found.setdefault(cell["optimizer"], {})
+                    rates.setdefault(cell["learning_rate"], []).append(cell["top1"])
+        _, figure = figures.learning_rates(found)
+        yield "learning_rate", "Test accuracy against the learning rate.", figure
+        return
+
+    def curves(column, label, factor=1.0, select=lambda name: name):
+        chosen = [name for name in finished if select(name)]
+        two_steps = any(len(finished[name][0].steps) == 2 for name in chosen)
+        series = {
+            select(name): np.array(
+                [
+                    [factor * row[column] for row in Run(run.output_dir).read_metrics()]
+                    for run in finished[name]
+                ]
+            )
+            for name in chosen
+        }
+        boundaries = [config.epochs] if two_steps else []
+        _, figure = figures.curves(series, label=label, boundaries=boundaries)
+        return figure
+
+    accuracy = ("val_accuracy", "test accuracy (%)", 100.0)
+    if config.study == "optimizers":
+        for steps in ("one step", "two steps"):
+
+            def optimizer(name, steps=steps):
+                return name.removesuffix(steps).strip() if name.endswith(steps) else ""
+
+            title = f"Test accuracy by epoch, in {steps}"
+            yield (
+                f"accuracy_{steps.replace(' ', '_')}",
+                f"{title}: means with bands of one standard deviation.",
+                curves(*accuracy, optimizer),
+            )
+        yield from _adam_and_sgd(finished, dataset)
+    else:
+        yield (
+            "accuracy",
+            "Test accuracy by epoch: means with bands of one standard deviation.",
+            curves(*accuracy),
+        )
+        yield "ff_ratio", "Flip-flop ratio by epoch.", curves("ff_ratio", "flip-flop ratio")
+        yield (
+            "c2i_step_ratio",
+            "Correlation to the weights at the start of the step, by epoch.",
+            curves("c2i_step_ratio", "C2I ratio"),
+        )
+
+
+def _adam_and_sgd(finished: Mapping[str, Sequence[Config]], dataset):
+    """Figures 3, 4, 5 and 7 for Adam and SGD in one step, of the first seed."""
+    inputs, weights, updates, final = {}, {}, {}, {}
+    images = dataset.first_images(dataset.settings.batch_size)
+    for name in ("adam", "sgd"):
+        if f"{name} one step" not in finished:
+            continue
+        config = finished[f"{name} one step"][0]
+        run = Run(config.output_dir)
+        model = load_student(run, config, dataset)
+        kernels = binary_kernels(model)
+        first = next(iter(kernels))
+        final[name] = np.concatenate([kernel.numpy().ravel() for kernel in kernels.values()])
+        ends = [snapshot for snapshot in snapshots(run) if snapshot.epoch]
+        for snapshot in (ends[0], ends[-1]) if ends else ():
+            title = f"{name}, epoch {snapshot.epoch}"
+            snapshot.load(model)
+            inputs[title] = binary_input(model, images, first)
+            weights[title], updates[title] = kernels[first].numpy(), snapshot.update()
+    of_layer = "the first binary layer, in one step, first seed"
+    if inputs:
+        yield "activations", f"Inputs of {of_layer}.", figures.activation_histograms(inputs)[1]
+        yield "weights", f"Latent weights of {of_layer}.", figures.kernel_values(weights)[1]
+        yield (
+            "updates",
+            f"Last updates of an epoch in {of_layer}.",
+            figures.kernel_values(updates, label="last update of the epoch (no unit)")[1],
+        )
+    if final:
+        yield (
+            "final_weights",
+            "Latent weights of all binary layers at the end, in one step, first seed.",
+            figures.weight_histograms(final)[1],
+        )

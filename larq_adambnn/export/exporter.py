@@ -1,0 +1,181 @@
+"""From a Keras model to a .tflite, with the proof that it is the same network."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from larq_adambnn.data import Preparation
+from larq_adambnn.export import int8 as eight_bits
+from larq_adambnn.export.check import Check, check
+from larq_adambnn.export.convert import convert_as_is
+from larq_adambnn.export.description import (
+    Accuracy,
+    BinaryConvolutions,
+    Checked,
+    Description,
+    Folded,
+    Layer,
+    Operators,
+    Preprocessing,
+    signature,
+)
+from larq_adambnn.export.doctor import Diagnosis, diagnose
+from larq_adambnn.export.fold import Folding, fold
+
+__all__ = ["Exported", "FineTuning", "export", "is_installed"]
+
+IO_TYPES = ("float", "int8")
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """How what is real in an int8 network is trained to give what the float one gives.
+
+    Attributes:
+        batches: endless (images, labels); the labels are not used.
+        epochs: how long.
+        iterations_per_epoch: batches in an epoch.
+    """
+
+    batches: tf.data.Dataset
+    epochs: int
+    iterations_per_epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A converted network.
+
+    Attributes:
+        tflite: the file's bytes.
+        report: the comparison with Keras; `failures` is empty when it passed.
+        description: what export.json holds.
+    """
+
+    tflite: bytes
+    report: Check
+    description: Description
+
+
+def is_installed() -> bool:
+    """Whether larq-compute-engine is there."""
+    return importlib.util.find_spec("larq_compute_engine") is not None
+
+
+def export(
+    model: tf.keras.Model,
+    images: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    int8: bool = False,
+    io_type: str = "float",
+    calibration: np.ndarray | None = None,
+    fine_tuning: FineTuning | None = None,
+    allow_float_fallback: bool = False,
+    preparation: Preparation | None = None,
+    class_names: Sequence[str] = (),
+    trained_in: str = "float32",
+    file: str = "model.tflite",
+    on: str = "given images",
+    of: int | None = None,
+    calibrated_on: str = "given images",
+    processes: int = 1,
+) -> Exported:
+    """Converts a model to TFLite for 64-bit ARM, compares the two, and describes the result.
+
+    Args:
+        model: a float32 functional model of Larq and Keras layers; it stays as it is.
+        images: preprocessed, float32 (B, H, W, C), to compare on.
+        labels: integers (B,); with them the network counts as trained.
+        int8: put what stays real into 8 bits.
+        io_type: float or, of an int8 file, int8: input and output.
+        calibration: images like those, of which an int8 file has its ranges; by default
+            those.
+        fine_tuning: of an int8 network, before its conversion.
+        allow_float_fallback: convert although a binary layer stays real, or none is binary.
+        preparation: how an image becomes an input, for the description.
+        class_names: by label, for the description.
+        trained_in: arithmetic of the training, for the description.
+        file: name of the file, for the description.
+        on, of: what the images are, and of how many they are the first, for the description.
+        calibrated_on: what the calibration images are, for the description.
+        processes: see `interpreter.predictions`.
+
+    Raises:
+        ImportError: larq-compute-engine is not installed.
+        ValueError: the model cannot be converted, or not all of it.
+    """
+    start = time.perf_counter()
+    if io_type not in IO_TYPES or (io_type == "int8" and not int8):
+        raise ValueError(
+            f'Expected io_type="float", or "int8" with int8=True. Received: {io_type!r}, '
+            f"int8={int8}"
+        )
+    folding = fold(model)
+    real = None
+    if int8:
+        ranges = eight_bits.calibrate(folding.model, images if calibration is None else calibration)
+        quantized = eight_bits.quantize(folding.model, ranges)
+        if fine_tuning is not None:
+            eight_bits.fine_tune(quantized, folding.model, **_fields(fine_tuning))
+        tflite, real = eight_bits.convert_int8(quantized, int8_io=io_type == "int8")
+    else:
+        tflite = convert_as_is(folding.model)
+    diagnosis = diagnose(model, tflite, folding.model)
+    if not allow_float_fallback:
+        _refuse_float(diagnosis, model)
+    report = check(model, tflite, images, labels, quantized=int8, processes=processes)
+    description = Description(
+        file=file,
+        sha256=hashlib.sha256(tflite).hexdigest(),
+        bytes=len(tflite),
+        float_bytes=4 * model.count_params(),
+        trained_in=trained_in,
+        **signature(tflite),
+        preprocessing=None if preparation is None else Preprocessing.of(preparation),
+        class_names=list(class_names),
+        binary_convolutions=_binary_convolutions(diagnosis),
+        operators={kind: Operators(**row) for kind, row in diagnosis.operators.items()},
+        folded=_folded(folding),
+        check=Checked(**_fields(report), on=on, of=of),
+        accuracy=Accuracy(report.keras_accuracy, report.tflite_accuracy),
+        seconds=round(time.perf_counter() - start, 1),
+        stays_float32=real,
+        calibrated_on=calibrated_on if int8 else None,
+    )
+    return Exported(tflite, report, description)
+
+
+def _fields(record) -> dict:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _refuse_float(diagnosis: Diagnosis, model: tf.keras.Model) -> None:
+    """Raises ValueError where a binary layer was not converted, or there is none."""
+    if diagnosis.expected == 0:
+        raise ValueError(
+            f"Expected a network with binary weights and activations; {model.name} has no binary "
+            "layer (allow_float_fallback converts it all the same)"
+        )
+    for name, (reason, advice) in diagnosis.float_layers.items():
+        more = len(diagnosis.float_layers) - 1
+        raise ValueError(
+            f"{name} of {model.name} would stay float: {reason}; {advice}, or allow it "
+            f"with allow_float_fallback{f' ({more} more such layers)' if more else ''}"
+        )
+
+
+def _binary_convolutions(diagnosis: Diagnosis) -> BinaryConvolutions:
+    layers = {name: Layer(True, operator=index) for name, index in diagnosis.converted.items()}
+    for name, (reason, advice) in diagnosis.float_layers.items():
+        layers[name] = Layer(False, reason=reason, advice=advice)
+    return BinaryConvolutions(diagnosis.expected, len(diagnosis.converted), layers)
+
+
+def _folded(folding: Folding) -> Folded:
+    return Folded(**{f.name: getattr(folding, f.name) for f in dataclasses.fields(Folded)})

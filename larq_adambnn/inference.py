@@ -1,0 +1,108 @@
+"""Accuracy and classes by a network, which is a Keras model or the bytes of a .tflite."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from larq_adambnn.data import Dataset, Preparation, from_files
+from larq_adambnn.data import images as image_formats
+from larq_adambnn.errors import UsageError
+from larq_adambnn.export import interpreter
+from larq_adambnn.machine import cores
+from larq_adambnn.progress import progress
+
+__all__ = ["Accuracy", "Guess", "classify", "evaluate", "logits"]
+
+_BATCH = 16  # images
+_TOP = 5
+
+Network = tf.keras.Model | bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """How often the right class is the first, and among the first five, from 0 to 1."""
+
+    images: int
+    top1: float
+    top5: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """A class and its probability, from 0 to 1."""
+
+    name: str
+    probability: float
+
+
+def logits(network: Network, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The logits (B, num_classes) of each batch of preprocessed images (B, H, W, C)."""
+    if isinstance(network, bytes):
+        for outputs in interpreter.predictions(network, batches, processes=cores()):
+            yield outputs[0]
+    else:
+        yield from map(network.predict_on_batch, batches)
+
+
+def evaluate(network: Network, dataset: Dataset, split: str = "") -> Accuracy:
+    """The accuracy of a network on a split; by default on the data set's `split`.
+
+    Raises:
+        UsageError: there is no such split, or an image of it cannot be used.
+    """
+    split = dataset.split_name(split)
+    labels: list[np.ndarray] = []
+
+    def only_images():
+        for images, of_batch in dataset.evaluation(split, batch_size=_BATCH).as_numpy_iterator():
+            labels.append(of_batch)
+            yield images
+
+    images = top1 = top5 = 0
+    with progress(f"evaluating on {split}", "images", len(dataset.source(split))) as bar:
+        for of_batch in logits(network, only_images()):
+            expected = labels.pop(0)
+            ranking = np.argsort(-of_batch, axis=-1, kind="stable")
+            top1 += int(np.sum(ranking[:, 0] == expected))
+            top5 += int(np.sum(ranking[:, :_TOP] == expected[:, np.newaxis]))
+            images += len(expected)
+            bar.update(len(expected))
+    return Accuracy(images, top1 / images, top5 / images)
+
+
+def classify(
+    network: Network,
+    files: Sequence[str | os.PathLike],
+    preparation: Preparation,
+    class_names: Sequence[str],
+) -> list[list[Guess]]:
+    """The five most probable classes of each image file, the best first.
+
+    Args:
+        network: what computes the logits.
+        files: images of any of the formats of `data.images`.
+        preparation: how they become inputs, such as `Dataset.preparation`.
+        class_names: by label.
+
+    Raises:
+        UsageError: a file is no image.
+    """
+    for file in files:
+        with open(file, "rb") as opened:
+            defect = image_formats.defect(opened.read(), preparation.channels)
+        if defect:
+            raise UsageError(f"--images: {os.fspath(file)} {defect}")
+    dataset = from_files(files, preparation, class_names)
+    batches = dataset.evaluation(batch_size=_BATCH).as_numpy_iterator()
+    found = np.concatenate(list(logits(network, (images for images, _ in batches))))
+    probabilities = tf.nn.softmax(tf.constant(found, tf.float64)).numpy()
+    return [_best(row, class_names) for row in probabilities]
+
+
+def _best(probabilities: np.ndarray, class_names: Sequence[str]) -> list[Guess]:
+    best = np.argsort(-probabilities, kind="stable")[:_TOP]
+    return [Guess(class_names[label], float(probabilities[label])) for label in best]

@@ -1,0 +1,609 @@
+"""Every flag of main.py, checked, in one frozen `Config`.
+
+A flag is a field of `Config`: its default gives the type, its metadata the help
+text and the checks.  No other module reads flags.
+"""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from larq_adambnn.errors import UsageError
+from larq_adambnn.names import BAD_IMAGES, CROPS, NETWORKS, ZOO
+
+__all__ = ["Config", "load_run", "parse"]
+
+
+def _flag(default, help, *, choices=None, lower=None, upper=None, above=None, defines_run=True):
+    """A field of Config.
+
+    Args:
+        default: the flag's default; a tuple makes it a comma-separated list.
+        help: one line for --help.
+        choices: the only allowed values.
+        lower, upper: inclusive bounds of numbers.
+        above: exclusive lower bound of numbers.
+        defines_run: whether a run with another value is another run.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "lower": lower,
+        "upper": upper,
+        "above": above,
+        "defines_run": defines_run,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+MODES = (
+    "train",
+    "evaluate",
+    "predict",
+    "export",
+    "import",
+    "summary",
+    "benchmark",
+    "check_data",
+    "analyze",
+    "study",
+)
+
+# Flags that had another name, which still parses
+_FORMER_NAMES = {"checkpoint_steps": "checkpoint_iterations"}
+_IMAGE_SIDE = 32  # the smallest the networks take
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of one command; `check` has passed for every instance that `parse` returns."""
+
+    # What to do, and where
+    mode: str = _flag("train", "What to do.", choices=MODES, defines_run=False)
+    output_dir: str = _flag("", "Directory of the run.", defines_run=False)
+    run: str = _flag("", "Run directory to evaluate, export or inspect.", defines_run=False)
+    tflite: str = _flag(
+        "",
+        "A .tflite file to evaluate, to predict with or to time, instead of a run.",
+        defines_run=False,
+    )
+    images: tuple[str, ...] = _flag(
+        (), "Image files or folders of them for --mode=predict.", defines_run=False
+    )
+    json: bool = _flag(False, "Print predictions as JSON.", defines_run=False)
+    split: str = _flag(
+        "test",
+        "Split to evaluate on, and to compare a .tflite with Keras on: test (where there is none, "
+        "validation), validation, train, or a part of a TFDS split such as train[90%:].",
+        defines_run=False,
+    )
+    benchmark: str = _flag(
+        "data",
+        "What --mode=benchmark measures.",
+        choices=("data", "train", "tflite"),
+        defines_run=False,
+    )
+    source: str = _flag("", "PyTorch checkpoint (.pth) to import.")
+    import_step: int = _flag(
+        0, "Step of --order whose end the import is; 0: the last.", lower=0, upper=2
+    )
+    resolution: int = _flag(
+        15,
+        "Points along each side of a loss surface of --mode=analyze.",
+        lower=3,
+        defines_run=False,
+    )
+    compare: tuple[str, ...] = _flag(
+        (), "Run directories that --mode=analyze compares the run with.", defines_run=False
+    )
+    study: str = _flag(
+        "",
+        "The paper's experiment that --mode=study repeats.",
+        choices=("", "optimizers", "weight_decay", "order", "learning_rate"),
+    )
+    sweep: str = _flag(
+        "",
+        "Directory of a finished learning_rate study; another study takes each optimizer's best "
+        "rate from it.",
+    )
+    seeds: int = _flag(
+        3, "Seeds of a study: --seed and those after it.", lower=1, defines_run=False
+    )
+    jobs: int = _flag(1, "Runs of a study at the same time.", lower=1, defines_run=False)
+    debug: bool = _flag(False, "Show tracebacks.", defines_run=False)
+
+    # Network
+    model: str = _flag(
+        "reactnet_a",
+        "Network; resnet34 is real-valued (a teacher), names like QuickNet are larq-zoo's.",
+        choices=NETWORKS,
+    )
+    width: float = _flag(1.0, "Multiplier of every channel count.", above=0, upper=16)
+    image_size: int = _flag(224, "Side of the square input in pixels.", lower=_IMAGE_SIDE)
+    num_classes: int = _flag(
+        0,
+        "Classes, checked against the data set's; 0 takes the data set's.",
+        lower=0,
+        defines_run=False,
+    )
+    pad_values: int = _flag(0, "What pads binary inputs: 0 as published, or 1.", choices=(0, 1))
+    stem_stride: int = _flag(
+        0, "Stride of a ReActNet's stem; 0: 2, and 1 for images under 64 pixels.", choices=(0, 1, 2)
+    )
+
+    # Data
+    dataset: str = _flag(
+        "imagenet2012",
+        "digits, image_folder (train/CLASS/*, val/CLASS/*), idx (MNIST's files), or a TFDS name, "
+        "with :SPLIT if another split or part than train is to be trained on.",
+    )
+    data_dir: str = _flag(
+        "", "Where the data set is or, for a TFDS name, is prepared.", defines_run=False
+    )
+    train_images: int = _flag(
+        0, "Training images to use, evenly spaced in the data set; 0: all.", lower=0
+    )
+    bad_images: str = _flag(
+        "error",
+        "What an unusable image does: error stops with its name, skip reads everything once "
+        "before the training and leaves out, counts and lists what cannot be used.",
+        choices=BAD_IMAGES,
+    )
+    crop: str = _flag(
+        "random_resized",
+        "Training crop: random_resized (ImageNet), padded (shift by up to 1/8) or none.",
+        choices=CROPS,
+    )
+    flip: bool = _flag(True, "Flip training images horizontally at random.")
+    lighting: float = _flag(0.1, "Standard deviation of the PCA lighting; 0 is off.", lower=0)
+    lighting_range: int = _flag(
+        1,
+        "Lighting is added to values on 0..1 or, as in the published code, 0..255.",
+        choices=(1, 255),
+    )
+    randaugment: int = _flag(0, "Operations of RandAugment an image; 0 is off.", lower=0, upper=14)
+    randaugment_magnitude: int = _flag(9, "Strength of RandAugment.", lower=0, upper=30)
+    mixup: float = _flag(
+        0.0,
+        "Beta(a, a) parameter of mixup; 0 is off. Needs a teacher, which sees the mixture.",
+        lower=0,
+    )
+    cutmix: float = _flag(
+        0.0, "Beta(a, a) parameter of cutmix; 0 is off. Needs a teacher, as mixup does.", lower=0
+    )
+
+    # Recipe
+    order: str = _flag(
+        "activations_first",
+        "What is binary in each step.",
+        choices=("activations_first", "weights_first", "one_step", "real_valued"),
+    )
+    init_from: str = _flag(
+        "", "Run directory whose weights the training starts from, such as an imported one."
+    )
+    epochs: int = _flag(256, "Epochs of each step.", lower=1)
+    batch_size: int = _flag(256, "Images in an iteration.", lower=1)
+    microbatches: int = _flag(
+        1,
+        "Equal parts of an iteration, to save memory (gradient accumulation).",
+        lower=1,
+    )
+    optimizer: str = _flag(
+        "adam",
+        "Optimizer; adam has coupled weight decay, sgd momentum 0.9.",
+        choices=("adam", "adamw", "amsgrad", "sgd", "rmsprop"),
+    )
+    learning_rate: float = _flag(1.25e-3, "Initial learning rate of each step.", above=0)
+    weight_decay: tuple[float, ...] = _flag(
+        (5e-6, 0.0), "Weight decay of step 1 and step 2.", lower=-1, upper=1
+    )
+    published_schedule: bool = _flag(
+        False, "Decay the learning rate by epochs, as the published code does, not by iterations."
+    )
+    reload_best: bool = _flag(
+        False, "Begin step 2 from step 1's best weights, as the published code does."
+    )
+    ema: float = _flag(
+        0.0,
+        "Momentum of the averaged weights that are evaluated and kept; 0: none.",
+        lower=0,
+        upper=0.999999,
+    )
+    loss: str = _flag(
+        "distribution",
+        "Training loss: the teacher's distribution, the labels, or a weighted sum of both.",
+        choices=("distribution", "cross_entropy", "weighted_sum"),
+    )
+    label_weight: float = _flag(
+        0.5, "Share of the labels' cross-entropy in --loss=weighted_sum.", lower=0, upper=1
+    )
+    teacher: str = _flag(
+        "resnet34",
+        "Teacher of the distribution loss: self (the real-valued student, trained first), a run "
+        "directory, resnet34, or a name of tf.keras.applications such as ResNet50.",
+    )
+    teacher_weights: str = _flag(
+        "", "Weights of a named teacher: a file, or imagenet (downloads them).", defines_run=False
+    )
+    teacher_epochs: int = _flag(0, "Epochs of teacher=self; 0 means those of a step.", lower=0)
+    seed: int = _flag(0, "Seed of weights, order and augmentation.", lower=0, upper=2**31 - 1)
+    deterministic: bool = _flag(True, "Use deterministic operations.")
+    precision: str = _flag(
+        "float32",
+        "Arithmetic of the training; export is float32. bfloat16 saves memory, and on processors "
+        "that have it (such as AVX-512 BF16) some time for wide networks; float16 is for GPUs.",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    strategy: str = _flag(
+        "one",
+        "Devices: one; mirrored, all of this machine; multi_worker, the machines in TF_CONFIG.",
+        choices=("one", "mirrored", "multi_worker"),
+    )
+    devices: tuple[str, ...] = _flag(
+        (), "Devices of --strategy=mirrored, such as GPU:0,GPU:1; all of them by default."
+    )
+    sync_batch_norm: bool = _flag(False, "Batch norm over all replicas instead of each its own.")
+    checkpoint_iterations: int = _flag(
+        0,
+        "Iterations between checkpoints, besides those at each epoch; 0: none.",
+        lower=0,
+        defines_run=False,
+    )
+    snapshots: int = _flag(
+        2,
+        "Weights kept of each step for --mode=analyze, evenly spaced from its first epoch to its "
+        "last (with the initial ones); 0: none.",
+        lower=0,
+        defines_run=False,
+    )
+    export: bool = _flag(
+        True, "Convert to .tflite and check it at the end of training.", defines_run=False
+    )
+
+    # Export
+    allow_float_fallback: bool = _flag(
+        False, "Export although a binary layer stays real.", defines_run=False
+    )
+    check_images: int = _flag(
+        0,
+        "Images of --split that Keras and the .tflite are compared on; 0: 1000 of up to 64 pixels, "
+        "100 of larger ones.",
+        lower=0,
+        defines_run=False,
+    )
+    int8: bool = _flag(False, "Export what stays real in 8 bits.", defines_run=False)
+    io_type: str = _flag(
+        "float",
+        "Input and output of a .tflite made with --int8.",
+        choices=("float", "int8"),
+        defines_run=False,
+    )
+    int8_epochs: int = _flag(
+        0, "Epochs that fine-tune what is real in a network of --int8.", lower=0, defines_run=False
+    )
+
+    def replace(self, **changes) -> "Config":
+        """A checked copy with other values."""
+        return check(dataclasses.replace(self, **changes))
+
+    @property
+    def steps(self) -> tuple[tuple[bool, bool], ...]:
+        """(activations, weights) that are binary in each step of the training."""
+        first = {
+            "activations_first": ((True, False),),
+            "weights_first": ((False, True),),
+            "one_step": (),
+            "real_valued": (),
+        }[self.order]
+        return (*first, (False, False) if self.order == "real_valued" else (True, True))
+
+    def given(self, *names: str) -> dict[str, str]:
+        """Those of some settings that are not empty, to change another config's with."""
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    @staticmethod
+    def defining() -> list[str]:
+        """Names of the settings that make a run what it is."""
+        return [name for name, field in _fields().items() if field.metadata["defines_run"]]
+
+    def lines(self) -> list[str]:
+        """Every setting as a line of a flagfile."""
+        return [f"--{f.name}={_text(getattr(self, f.name))}" for f in dataclasses.fields(self)]
+
+
+def _text(value) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _fields() -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(Config)}
+
+
+def _bounds(metadata) -> str:
+    parts = [
+        f"{sign} {metadata[key]}"
+        for key, sign in (("above", ">"), ("lower", ">="), ("upper", "<="))
+        if metadata[key] is not None
+    ]
+    return " and ".join(parts)
+
+
+def _check_value(name: str, value, metadata) -> None:
+    choices = metadata["choices"]
+    if choices is not None and value not in choices:
+        raise UsageError(
+            f"--{name}: expected one of {', '.join(map(str, choices))}; received {value!r}"
+        )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high, above = metadata["lower"], metadata["upper"], metadata["above"]
+        if (
+            not math.isfinite(value)
+            or (low is not None and value < low)
+            or (high is not None and value > high)
+            or (above is not None and value <= above)
+        ):
+            bounds = _bounds(metadata) or "a finite number"
+            raise UsageError(f"--{name}: expected {bounds}; received {value!r}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def check(config: Config) -> Config:
+    """Returns the config, or raises UsageError naming the flag and what was expected."""
+    for name, field in _fields().items():
+        value = getattr(config, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            _check_value(name, item, field.metadata)
+    _require(
+        len(config.weight_decay) == 2,
+        "--weight_decay: expected two values, of step 1 and step 2, such as 5e-6,0; received "
+        f"{_text(config.weight_decay)!r}",
+    )
+    _require(
+        config.model not in ZOO or (config.width == 1 and config.pad_values == 0),
+        f"--model: {config.model} of larq-zoo has one width and padding; expected --width=1 and "
+        "--pad_values=0",
+    )
+    _require(
+        config.model != "resnet34" or config.pad_values == 0,
+        f"--pad_values: expected 0 for the real-valued resnet34; received {config.pad_values}",
+    )
+    _require(
+        config.stem_stride == 0 or config.model.startswith("reactnet"),
+        f"--stem_stride: expected 0, as only the ReActNets have it; received {config.stem_stride} "
+        f"for --model={config.model}",
+    )
+    _require(bool(config.dataset), "--dataset: expected a data set name; received nothing")
+    _require(
+        config.dataset not in ("image_folder", "idx") or bool(config.data_dir),
+        f"--data_dir: expected the directory of --dataset={config.dataset}; received nothing",
+    )
+    _require(
+        not (config.mixup or config.cutmix) or config.loss == "distribution",
+        "--loss: expected distribution with --mixup or --cutmix, since only the teacher knows "
+        f"what a mixture shows; received {config.loss}",
+    )
+    _require(
+        not (config.mixup or config.cutmix) or config.batch_size % 2 == 0,
+        "--batch_size: expected an even number with --mixup or --cutmix, which mix pairs; "
+        f"received {config.batch_size}",
+    )
+    mode = config.mode
+    if mode in ("train", "import"):
+        _require(bool(config.output_dir), "--output_dir: expected a directory for the run")
+        _require(
+            config.model != "resnet34" or config.order == "real_valued",
+            f"--order: expected real_valued with --model=resnet34; received {config.order}",
+        )
+    if mode == "import":
+        _check_import(config)
+    if mode == "train":
+        _require(
+            not config.source,
+            f"--source: only --mode=import takes it; to train on from an imported run, expected "
+            f"--init_from; received {config.source!r}",
+        )
+        if config.init_from:
+            _check_run(config.init_from, "init_from")
+        if config.loss != "cross_entropy":
+            _check_teacher(config)
+        _require(
+            config.batch_size % config.microbatches == 0,
+            f"--microbatches: expected a divisor of the batch size {config.batch_size}; received "
+            f"{config.microbatches}",
+        )
+        _require(
+            not config.sync_batch_norm
+            or (config.microbatches == 1 and config.precision == "float32"),
+            "--sync_batch_norm: expected --microbatches=1 and --precision=float32 with it",
+        )
+    if mode == "analyze":
+        _require(
+            bool(config.run or config.output_dir),
+            "--run: expected the directory of a run to analyze",
+        )
+    if mode == "study":
+        _require(bool(config.study), "--study: expected the name of a study; received nothing")
+        _require(bool(config.output_dir), "--output_dir: expected a directory for the study")
+        _require(
+            not config.sweep or (pathlib.Path(config.sweep) / "study.csv").is_file(),
+            "--sweep: expected the directory of a learning_rate study (with study.csv); received "
+            f"{config.sweep!r}",
+        )
+    for run in config.compare:
+        _check_run(run, "compare")
+    if mode in ("evaluate", "predict", "export"):
+        _require(
+            bool(config.run or config.output_dir or (config.tflite and mode != "export")),
+            f"--run: expected the directory of a run to {mode}",
+        )
+    if mode == "predict":
+        _require(bool(config.images), "--images: expected image files or folders; received none")
+    _require(
+        config.int8 or (config.io_type == "float" and config.int8_epochs == 0),
+        "--int8: expected it with --io_type=int8 and --int8_epochs",
+    )
+    _require(
+        mode == "export" or not config.int8,
+        f"--int8: only --mode=export takes it; received it with --mode={mode}",
+    )
+    if config.run:
+        _check_run(config.run, "run")
+    if config.tflite:
+        _require(
+            pathlib.Path(config.tflite).is_file(),
+            f"--tflite: expected a file; received {config.tflite!r}, which does not exist",
+        )
+    return config
+
+
+def _check_import(config: Config) -> None:
+    _require(
+        pathlib.Path(config.source).is_file(),
+        f"--source: expected a PyTorch checkpoint; received {config.source!r}, which is no file",
+    )
+    _require(
+        config.model not in ZOO,
+        f"--model: expected reactnet_a, reactnet18 or resnet34 to import; received {config.model}",
+    )
+    _require(
+        config.import_step <= len(config.steps),
+        f"--import_step: expected a step of --order={config.order}, which has {len(config.steps)}; "
+        f"received {config.import_step}",
+    )
+
+
+def _check_teacher(config: Config) -> None:
+    name, weights = config.teacher, config.teacher_weights
+    if name == "self":
+        return
+    if name == "resnet34" or (name[:1].isupper() and name.isalnum()):
+        _require(
+            bool(weights), f"--teacher_weights: expected the file of {name}'s weights; none given"
+        )
+        _require(
+            (weights == "imagenet" and name != "resnet34") or pathlib.Path(weights).is_file(),
+            f"--teacher_weights: expected a file; received {weights!r}, which does not exist",
+        )
+        return
+    _check_run(name, "teacher")
+
+
+def _check_run(path: str, flag: str) -> None:
+    _require(
+        (pathlib.Path(path) / "flags.cfg").is_file(),
+        f"--{flag}: expected a run directory (with flags.cfg); received {path!r}",
+    )
+
+
+def _flag_values() -> flags.FlagValues:
+    """A flag for each field of Config."""
+    values = flags.FlagValues()
+    define = {
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for name, field in _fields().items():
+        default, text = field.default, field.metadata["help"]
+        if field.metadata["choices"]:
+            text += f" One of {', '.join(map(str, field.metadata['choices']))}."
+        if isinstance(default, tuple):
+            default = [_text(item) for item in default]
+            flags.DEFINE_list(name, default, text, flag_values=values)
+        else:
+            define[type(default)](name, default, text, flag_values=values)
+    for old, new in _FORMER_NAMES.items():
+        flags.DEFINE_alias(old, new, flag_values=values)
+    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
+    return values
+
+
+def _read_flagfile(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> list[str]:
+    """The arguments in a flagfile; one it names itself is looked for beside it first."""
+    if not path.is_file():
+        raise UsageError(f"--flagfile: expected a file; received {str(path)!r}, which is none")
+    if path.resolve() in seen:
+        raise UsageError(f"--flagfile: {path} includes itself")
+    arguments = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        line = line.strip()
+        if line and not line.startswith(("#", "//")):
+            arguments.append(line)
+    return _expand(arguments, path.parent, (*seen, path.resolve()))
+
+
+def _expand(arguments: list[str], folder: pathlib.Path, seen=()) -> list[str]:
+    """Replaces every --flagfile=FILE by the arguments in FILE."""
+    expanded: list[str] = []
+    arguments = iter(arguments)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            expanded.append(argument)
+            continue
+        value = value if equals else next(arguments, "")
+        beside = folder / value
+        expanded += _read_flagfile(beside if beside.is_file() else pathlib.Path(value), seen)
+    return expanded
+
+
+def _convert(field: dataclasses.Field, value: Any):
+    if not isinstance(field.default, tuple):
+        return value
+    kind = type(field.default[0]) if field.default else str
+    try:
+        return tuple(kind(item) for item in value)
+    except ValueError:
+        raise UsageError(
+            f"--{field.name}: expected numbers separated by commas; received {','.join(value)!r}"
+        ) from None
+
+
+def parse(arguments: list[str]) -> Config | str:
+    """The Config of a command line (without the program's name), or the text of --help.
+
+    Later flags win over earlier ones and over flagfiles before them.
+
+    Raises:
+        UsageError: an unknown flag, a wrong value, a missing file.
+    """
+    values = _flag_values()
+    arguments = _expand(arguments, pathlib.Path())
+    try:
+        rest = values(["main.py", *arguments])[1:]
+    except flags.Error as error:
+        raise UsageError(" ".join(str(error).split())) from None
+    if values.help:
+        return values.get_help()
+    if rest:
+        raise UsageError(f"expected only flags (--name=value); received {rest[0]!r}")
+    return check(
+        Config(**{name: _convert(field, values[name].value) for name, field in _fields().items()})
+    )
+
+
+def load_run(directory: str | pathlib.Path, **changes) -> Config:
+    """The Config that a run directory was made with, with some values changed.
+
+    Raises:
+        UsageError: the directory holds no run, or one of another version.
+    """
+    directory = pathlib.Path(directory)
+    _check_run(str(directory), "run")
+    values = _flag_values()
+    try:
+        values(["main.py", *_read_flagfile(directory / "flags.cfg")])
+    except flags.Error as error:
+        raise UsageError(f"{directory}/flags.cfg: {' '.join(str(error).split())}") from None
+    settings = {name: _convert(field, values[name].value) for name, field in _fields().items()}
+    return Config(**{**settings, "output_dir": str(directory), **changes})

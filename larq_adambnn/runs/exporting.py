@@ -1,0 +1,134 @@
+"""The .tflite of a run, and what is known about it."""
+
+import numpy as np
+import tensorflow as tf
+
+from larq_adambnn import export
+from larq_adambnn.data import Dataset
+from larq_adambnn.errors import SplitError, UsageError
+from larq_adambnn.export.description import Description, info_path
+from larq_adambnn.files import replace_file
+from larq_adambnn.machine import cores
+from larq_adambnn.runs import datasets, students
+from larq_adambnn.runs.config import Config
+from larq_adambnn.runs.directory import Run
+
+__all__ = ["check_installed", "export_run"]
+
+# Images of the check by default: LCE's interpreter takes 10 to 500 ms for one here
+_SMALL_IMAGE, _SMALL_COUNT, _LARGE_COUNT = 64, 1000, 100
+_CALIBRATION_IMAGES = 256  # at most; and no more large ones than are checked
+
+
+def check_installed() -> None:
+    """Raises UsageError unless larq-compute-engine is there."""
+    if not export.is_installed():
+        raise UsageError(
+            "export needs larq-compute-engine, which is not installed; expected it after: "
+            "pip install larq-compute-engine==0.16.0 (Linux x86-64, macOS), or --noexport"
+        )
+
+
+def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Description:
+    """Writes the .tflite of a finished run and what is known about it as JSON.
+
+    These are model.tflite and export.json, or model_int8.tflite and export_int8.json.
+
+    Args:
+        run: where the weights are.
+        config: how the run was made, and how to export it.
+        dataset: the run's; by default it is opened, and if it is not there the check (and
+            the calibration) use random images.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        UsageError: there is no trained network, none of it is binary, or a part of it was
+            not converted (and that is not allowed).
+    """
+    note = ""
+    if dataset is None:
+        dataset, note = _open(config)
+    student = students.load_student(run, config, dataset)
+    path = run.directory / ("model_int8.tflite" if config.int8 else "model.tflite")
+    images, labels = _check_images(config, dataset, note)
+    try:
+        exported = export.export(
+            student,
+            images,
+            labels=labels,
+            int8=config.int8,
+            io_type=config.io_type,
+            calibration=_calibration_images(config, dataset, note) if config.int8 else None,
+            fine_tuning=_fine_tuning(config, dataset, note) if config.int8_epochs else None,
+            allow_float_fallback=config.allow_float_fallback,
+            preparation=dataset.preparation,
+            class_names=dataset.class_names,
+            trained_in=config.precision,
+            file=path.name,
+            on=f"random images ({note})" if note else f"{dataset.split_name()} images",
+            of=None if note else len(dataset.source()),
+            calibrated_on="random images" if note else "training images",
+            processes=cores(),
+        )
+    except ValueError as error:
+        reason = str(error).replace("allow_float_fallback", "--allow_float_fallback")
+        raise UsageError(f"--mode=export: {run.directory}: {reason}") from error
+    with replace_file(path) as temporary:
+        temporary.write_bytes(exported.tflite)
+    with replace_file(info_path(path)) as temporary:
+        temporary.write_text(exported.description.to_json(), encoding="utf-8")
+    return exported.description
+
+
+def _open(config: Config) -> tuple[Dataset, str]:
+    """The data set of a run, and if it is not there, why: then it has no images."""
+    try:
+        return datasets.load(config), ""
+    except SplitError:
+        raise
+    except UsageError as error:
+        (reason, *_) = str(error).split(". ")
+        return datasets.without_images(config), reason
+
+
+def _calibration_images(config: Config, dataset: Dataset, note: str) -> np.ndarray:
+    count = _CALIBRATION_IMAGES if config.image_size <= _SMALL_IMAGE else _LARGE_COUNT
+    if note:
+        return _random_images(dataset, count)
+    if dataset.iterations_per_epoch:
+        return _take(dataset.train(), count)[0]
+    return _take(dataset.evaluation("train"), count)[0]
+
+
+def _fine_tuning(config: Config, dataset: Dataset, note: str) -> export.FineTuning:
+    if note or not dataset.iterations_per_epoch:
+        raise UsageError(f"--int8_epochs: expected a training set of a batch or more; {note}")
+    return export.FineTuning(dataset.train(), config.int8_epochs, dataset.iterations_per_epoch)
+
+
+def _check_images(config: Config, dataset: Dataset, note: str):
+    """(images, labels) to check on; without a data set random ones, and no labels."""
+    small = config.image_size <= _SMALL_IMAGE
+    count = config.check_images or (_SMALL_COUNT if small else _LARGE_COUNT)
+    if note:
+        return _random_images(dataset, count), None
+    return _take(dataset.evaluation(batch_size=min(count, 64)), count)
+
+
+def _random_images(dataset: Dataset, count: int) -> np.ndarray:
+    shape = (count, *dataset.input_shape)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def _take(batches: tf.data.Dataset, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first (images, labels)."""
+    images, labels, missing = [], [], count
+    for batch in batches.as_numpy_iterator():
+        images.append(batch[0][:missing])
+        labels.append(batch[1][:missing])
+        missing -= len(images[-1])
+        if not missing:
+            break
+    return np.concatenate(images), np.concatenate(labels)

@@ -1,0 +1,125 @@
+"""report.md, its plots, and the table that a training ends with."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from larq_adambnn.analysis import figures, style
+from larq_adambnn.export.description import describe, read
+from larq_adambnn.files import replace_file
+from larq_adambnn.runs.config import Config
+from larq_adambnn.runs.directory import Run
+
+__all__ = ["table", "write"]
+
+
+def table(run: Run, config: Config, seconds: float | None = None) -> str:
+    """Test top-1 of the teacher, each step and the .tflite, with sizes and times."""
+    rows = [("network", "test top-1", "size", "time")]
+    teacher = Run(run.directory / "teacher")
+    if teacher.metrics.is_file():
+        rows.append(_row("teacher (real-valued)", teacher, 1))
+    names = {
+        (True, False): "binary activations",
+        (False, True): "binary weights",
+        (True, True): "binary",
+        (False, False): "real-valued",
+    }
+    for step, form in enumerate(config.steps, start=1):
+        rows.append(_row(f"step {step} ({names[form]})", run, step))
+    if run.export.is_file():
+        export = read(run.export)
+        accuracy, check = export.accuracy.tflite, export.check
+        part = ""
+        if accuracy is not None:
+            some = f"first {check.images:,} " if check.images < (check.of or 0) else ""
+            if some or check.on.startswith("train"):
+                part = f" ({some}{check.on})"
+        rows.append(
+            (
+                f".tflite{part}",
+                "" if accuracy is None else f"{100 * accuracy:.2f} %",
+                _size(export.bytes),
+                f"{export.seconds:.0f} s",
+            )
+        )
+    if seconds is not None:
+        rows.append(("all", "", "", f"{seconds:.0f} s"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"| {row[0]:<{widths[0]}} | "
+        + " | ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
+        + " |"
+        for row in rows
+    ]
+    rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (w + 1)}:|" for w in widths[1:])
+    lines.insert(1, rule)
+    return "\n".join([*lines, "", f"Everything is in {run.directory}; begin with report.md."])
+
+
+def _row(name: str, run: Run, step: int) -> tuple[str, str, str, str]:
+    rows = [row for row in run.read_metrics() if row["step"] == step]
+    if not rows:
+        return (name, "", "", "")
+    return (
+        name,
+        f"{100 * rows[-1]['val_accuracy']:.2f} %",
+        _size(run.weights(step).stat().st_size) if run.weights(step).is_file() else "",
+        f"{sum(row['seconds'] for row in rows):.0f} s",
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def write(run: Run, config: Config) -> None:
+    """Writes report.md and the curves of a run."""
+    plots = []
+    if run.metrics.is_file():  # not of an imported network
+        plots.append(_curves(run, config, "accuracy", 100, "accuracy (%)"))
+        plots.append(_curves(run, config, "loss", 1, "loss"))
+    lines = [
+        f"# {config.model} on {config.dataset}",
+        "",
+        table(run, config),
+        "",
+        *(f"![{path.stem}](plots/{path.name})" for path in plots),
+    ]
+    for path in sorted(run.directory.glob("export*.json")):
+        export = read(path)
+        lines += ["", f"## {export.file}", "", *describe(export)]
+    lines += _left_out(run)
+    if run.analysis.is_file():
+        lines += ["", "## Analyses"]
+        for entry in json.loads(run.analysis.read_text(encoding="utf-8")):
+            lines += ["", f"![{entry['caption']}](plots/{entry['plot']})", "", entry["caption"]]
+    lines += ["", "## Settings", "", "```", *config.lines(), "```", ""]
+    with replace_file(run.report) as path:
+        path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _left_out(run: Run) -> list[str]:
+    """What --bad_images=skip left out, of each split."""
+    if not run.left_out.is_file():
+        return []
+    lines = ["", "## Images left out", ""]
+    for split, problems in json.loads(run.left_out.read_text(encoding="utf-8")).items():
+        lines.append(f"- {split}: {len(problems):,}")
+        lines += [f"    - `{problem['name']}` {problem['reason']}" for problem in problems]
+    return lines
+
+
+def _curves(run: Run, config: Config, name: str, factor: float, label: str) -> pathlib.Path:
+    """Training and test curves over the epochs of all steps, as a PNG."""
+    rows = run.read_metrics()
+    series = {
+        "training": np.array([factor * row[name] for row in rows]),
+        "test": np.array([factor * row[f"val_{name}"] for row in rows]),
+    }
+    ends = [step * config.epochs for step in range(1, len(config.steps))]
+    _, figure = figures.curves(series, label=label, boundaries=ends)
+    path = run.plots / f"{name}.png"
+    style.save(figure, path)
+    return path

@@ -1,0 +1,140 @@
+"""--strategy and --precision: which devices train, and in which arithmetic."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from larq_adambnn.data import Dataset
+from larq_adambnn.errors import UsageError
+from larq_adambnn.runs.config import Config
+
+__all__ = ["build", "distribute", "explained", "is_chief", "precision", "wait_for_all"]
+
+
+def build(config: Config) -> tf.distribute.Strategy:
+    """The strategy that a config names; call it before anything else uses TensorFlow.
+
+    Raises:
+        UsageError: devices that do not exist, or no TF_CONFIG for several workers.
+    """
+    if config.strategy == "mirrored":
+        _make_logical_cpus(config.devices)
+        available = [
+            f"{d.device_type}:{d.name.split(':')[-1]}" for d in tf.config.list_logical_devices()
+        ]
+        missing = [device for device in config.devices if device not in available]
+        if missing:
+            raise UsageError(
+                f"--devices: expected some of {', '.join(available)}; received {missing[0]!r}"
+            )
+        strategy = tf.distribute.MirroredStrategy(list(config.devices) or None)
+    elif config.strategy == "multi_worker":
+        _check_tf_config()
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        return tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    if config.batch_size % (replicas * config.microbatches):
+        raise UsageError(
+            f"--batch_size: expected a multiple of {replicas} replicas x {config.microbatches} "
+            f"microbatches; received {config.batch_size}"
+        )
+    return strategy
+
+
+def _make_logical_cpus(devices: tuple[str, ...]) -> None:
+    """Splits the processor when more than one CPU device is asked for."""
+    count = sum(device.startswith("CPU:") for device in devices)
+    if count > 1:
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * count,
+        )
+
+
+def _check_tf_config() -> None:
+    expected = (
+        "--strategy=multi_worker: expected TF_CONFIG in the environment, such as "
+        '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
+        '"task": {"type": "worker", "index": 0}}'
+    )
+    try:
+        settings = json.loads(os.environ.get("TF_CONFIG", ""))
+        workers = settings["cluster"]["worker"]
+        task = settings["task"]
+        valid = task["type"] == "worker" and 0 <= int(task["index"]) < len(workers)
+    except (ValueError, KeyError, TypeError):
+        valid = False
+    if not valid:
+        raise UsageError(f"{expected}; received {os.environ.get('TF_CONFIG')!r}")
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes the run's files: the first worker, or the only one."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_type or resolver.task_id == 0
+
+
+def wait_for_all(strategy: tf.distribute.Strategy) -> None:
+    """Returns when every worker has come here."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        ones = strategy.run(tf.function(lambda: tf.constant(1.0)))
+        strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
+
+
+def distribute(strategy: tf.distribute.Strategy, dataset: Dataset, first_iteration: int) -> dict:
+    """The data arguments of `fit`: each worker reads its own part of every batch."""
+    replicas = strategy.num_replicas_in_sync
+    # Without it Keras opens the data twice for each evaluation.  The last batches may be
+    # empty on some replicas; they count nothing there.
+    steps = {"validation_steps": -(-len(dataset.test_source) // dataset.settings.batch_size)}
+    if replicas == 1:
+        return {
+            "x": dataset.train(first_iteration),
+            "validation_data": dataset.evaluation(),
+            **steps,
+        }
+    size = dataset.settings.batch_size // replicas
+
+    def shard(context):
+        return context.input_pipeline_id, context.num_input_pipelines
+
+    def train(context):
+        return dataset.train(first_iteration, shard=shard(context)).rebatch(size)
+
+    def test(context):
+        return dataset.evaluation(batch_size=size, shard=shard(context))
+
+    return {
+        "x": strategy.distribute_datasets_from_function(train),
+        "validation_data": strategy.distribute_datasets_from_function(test),
+        **steps,
+    }
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turns the loss of another worker into one line that says what to do."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        raise UsageError(
+            "--strategy: expected every worker to go on; another worker stopped. Give the same "
+            "command again on every worker to resume from the last checkpoint"
+        ) from error
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Builds layers in a mixed-precision policy: float32, bfloat16 or float16."""
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(name if name == "float32" else f"mixed_{name}")
+    try:
+        yield
+    finally:
+        # A policy once set ends that of floatx, unless it is taken back.
+        own = before.name != tf.keras.backend.floatx()
+        tf.keras.mixed_precision.set_global_policy(before if own else None)

@@ -1,0 +1,101 @@
+"""The network of a config: built with its seeded weights, or loaded from a finished run."""
+
+import pathlib
+
+import tensorflow as tf
+
+from larq_adambnn import layers, models
+from larq_adambnn.data import Dataset
+from larq_adambnn.errors import UsageError
+from larq_adambnn.runs import datasets
+from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.directory import Run
+
+__all__ = ["build", "build_student", "check_initial", "initial_student", "load_student"]
+
+
+def build(config: Config, channels: int, num_classes: int) -> tf.keras.Model:
+    """The network of a config for images with so many channels and classes.
+
+    Raises:
+        UsageError: the network does not take what the config says.
+    """
+    options = {name: getattr(config, name) for name in models.options(config.model)}
+    try:
+        return models.build(
+            config.model,
+            input_shape=(config.image_size, config.image_size, channels),
+            num_classes=num_classes,
+            sync_batch_norm=config.sync_batch_norm,
+            **{name: value for name, value in options.items() if value or name != "stem_stride"},
+        )
+    except ValueError as error:
+        raise UsageError(f"--model: {error}") from error
+
+
+def build_student(config: Config, dataset: Dataset) -> tf.keras.Model:
+    """The student of a config with its seeded initial weights."""
+    tf.keras.utils.set_random_seed(config.seed)
+    return build(config, dataset.preparation.channels, len(dataset.class_names))
+
+
+def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> tf.keras.Model:
+    """The trained student of a run at the end of a step, by default its last.
+
+    Raises:
+        UsageError: that step is not finished, or its file cannot be read.
+    """
+    step = step or run.last_step()
+    path = run.weights(step)
+    if not path.is_file():
+        raise UsageError(f"--run: expected a run with a finished step; {run.directory} has none")
+    student = build_student(config, dataset)
+    _load_weights(student, path, "run")
+    return layers.binarize(student, *config.steps[step - 1])
+
+
+def initial_student(config: Config, dataset: Dataset) -> tf.keras.Model:
+    """The student that a training begins with: seeded, or with the weights of --init_from.
+
+    Raises:
+        UsageError: those weights cannot be read.
+    """
+    student = build_student(config, dataset)
+    if config.init_from:
+        run = Run(config.init_from)
+        _load_weights(student, run.weights(run.last_step()), "init_from")
+    return student
+
+
+def check_initial(config: Config) -> None:
+    """Raises UsageError if --init_from is no finished run of the same network."""
+    if not config.init_from:
+        return
+    earlier = load_run(config.init_from)
+    if Run(config.init_from).last_step() == 0:
+        raise UsageError(
+            f"--init_from: expected a run with a finished step; {config.init_from} has none"
+        )
+    for name in ("model", "width"):
+        own, theirs = getattr(config, name), getattr(earlier, name)
+        if own != theirs:
+            raise UsageError(
+                f"--init_from: expected a run with --{name}={own}; {config.init_from} has {theirs}"
+            )
+    shapes = [
+        (channels, len(names)) for names, channels in map(datasets.describe, (config, earlier))
+    ]
+    if shapes[0] != shapes[1]:
+        raise UsageError(
+            "--init_from: expected a run with {} channels and {} classes; {} has {} and {}".format(
+                *shapes[0], config.init_from, *shapes[1]
+            )
+        )
+
+
+def _load_weights(student: tf.keras.Model, path: pathlib.Path, flag: str) -> None:
+    try:
+        student.load_weights(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"--{flag}: cannot read {path}: {reason}") from error

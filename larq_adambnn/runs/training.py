@@ -1,0 +1,304 @@
+"""Training a run: build, compile, fit with the recipe's callbacks, resume, and finish."""
+
+import contextlib
+import dataclasses
+import errno
+import gc
+import os
+import sys
+import tempfile
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from larq_adambnn import callbacks, distillation, layers, losses, optimizers
+from larq_adambnn.data import Dataset
+from larq_adambnn.errors import UsageError
+from larq_adambnn.files import replace_file
+from larq_adambnn.runs import datasets, exporting, recording, report, strategies, teachers
+from larq_adambnn.runs.checkpoint import Checkpoint
+from larq_adambnn.runs.config import Config
+from larq_adambnn.runs.directory import COLUMNS, Run, open_run
+from larq_adambnn.runs.students import check_initial, initial_student, load_student
+
+__all__ = ["compiled", "run_callbacks", "train", "train_run"]
+
+
+def train(config: Config, dataset: Dataset | None = None) -> None:
+    """Trains the run of a config, or goes on with it, and exports and reports the result.
+
+    Args:
+        config: all settings of the run.
+        dataset: by default the one that the config names; one of your own (see
+            `data.from_datasets`) has its own image size, augmentation, batch size and seed,
+            which have to be the config's.
+
+    Raises:
+        UsageError: the settings cannot work, or what stopped the training, in one line.
+    """
+    start = time.perf_counter()
+    exported = config.export and config.steps[-1] == (True, True)
+    if exported:
+        exporting.check_installed()
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = strategies.build(config)
+    teachers.check(config)
+    check_initial(config)
+    dataset = datasets.load(config) if dataset is None else _own(dataset, config)
+    with strategy.scope(), strategies.explained():
+        train_run(config, dataset)
+    if not strategies.is_chief(strategy):
+        return
+    with open_run(config) as run:
+        try:
+            if exported and not run.export.is_file():
+                exporting.export_run(run, config, dataset)
+        finally:  # the training is worth its report in any case
+            report.write(run, config)
+            print()
+            print(report.table(run, config, seconds=time.perf_counter() - start))
+
+
+def train_run(config: Config, dataset: Dataset, *, title: str = "") -> None:
+    """Trains every step of a run that is not finished yet, in the strategy in scope."""
+    strategy = tf.distribute.get_strategy()
+    if not strategies.is_chief(strategy):
+        _fit(config, Run(config.output_dir), dataset)
+        return
+    with open_run(config) as run:
+        datasets.write_left_out(dataset, config, run)
+        if title:
+            print(title, flush=True)
+        _fit(config, run, dataset)
+
+
+def _own(dataset: Dataset, config: Config) -> Dataset:
+    """A data set that was given to `train`, if it has the settings of the config."""
+    expected = datasets.settings(config)
+    for name, theirs in dataclasses.asdict(dataset.settings).items():
+        own = getattr(expected, name)
+        if name != "augment" and own != theirs:
+            raise UsageError(
+                f"--{name}: expected {theirs!r}, as the given data set has; received {own!r}"
+            )
+    dataset.check_batch()
+    return dataset
+
+
+def _fit(config: Config, run: Run, dataset: Dataset) -> None:
+    strategy = tf.distribute.get_strategy()
+    epochs = (config.epochs,) * len(config.steps)
+    if run.weights(len(epochs)).is_file():
+        return
+    teacher = _teacher(config, run, dataset)
+    model = compiled(config, dataset, teacher)
+    *others, checkpoint = run_callbacks(config, run, dataset, epochs)
+    done = checkpoint.restore(model)
+    first_epoch = done // dataset.iterations_per_epoch
+    if done:
+        print(
+            f"resuming after {first_epoch} of {sum(epochs)} epochs (iteration {done})", flush=True
+        )
+    batches = strategies.distribute(strategy, dataset, first_iteration=done)
+    with _explained(checkpoint):
+        model.fit(
+            **batches,
+            epochs=sum(epochs),
+            initial_epoch=first_epoch,
+            steps_per_epoch=dataset.iterations_per_epoch,
+            callbacks=[*others, checkpoint],
+            verbose=1 if sys.stdout.isatty() and strategies.is_chief(strategy) else 0,
+        )
+    strategies.wait_for_all(strategy)  # the files that the chief wrote are there now
+    del model, teacher
+    gc.collect()
+
+
+def run_callbacks(
+    config: Config, run: Run, dataset: Dataset, epochs: tuple[int, ...]
+) -> list[tf.keras.callbacks.Callback]:
+    """Everything that a run adds to a fit: recipe, measurements, log; last its Checkpoint."""
+    average = [callbacks.AverageWeights(config.ema)] if config.ema else []
+    log = _Log(run, config, dataset, epochs, *average)
+    recorder = recording.Recorder(run, config, dataset, epochs)
+    stateful = [*average, *recorder.measurements, log]
+    checkpoint = Checkpoint(
+        run.checkpoints, dataset.iterations_per_epoch, stateful, every=config.checkpoint_iterations
+    )
+    return [*_recipe(config, run, epochs), *stateful, recorder, checkpoint]
+
+
+def _teacher(config: Config, run: Run, dataset: Dataset):
+    """The frozen function from images to logits that the loss needs, or None."""
+    if config.loss == "cross_entropy":
+        return None
+    if config.teacher != "self":
+        return teachers.load(config, dataset)
+    own = teachers.own_config(config, str(run.directory / "teacher"))
+    unmixed = dataset
+    if dataset.settings.mixes:
+        settings = dataclasses.replace(dataset.settings, mixup=0.0, cutmix=0.0)
+        unmixed = dataclasses.replace(dataset, settings=settings)
+    train_run(own, unmixed, title="teacher: the real-valued network, on the labels")
+    return teachers.freeze(load_student(Run(own.output_dir), own, dataset), dataset)
+
+
+def compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distiller:
+    """The student and its teacher (see `Distiller`), in the form of the first step."""
+    with strategies.precision(config.precision):
+        student = initial_student(config, dataset)
+        layers.binarize(student, *config.steps[0])
+        model = distillation.Distiller(
+            student,
+            teacher,
+            label_weight=config.label_weight if config.loss == "weighted_sum" else 0.0,
+            microbatches=config.microbatches,
+        )
+        model.compile(optimizer=_optimizer(config), loss=_loss(config))
+    return model
+
+
+def _optimizer(config: Config) -> tf.keras.optimizers.Optimizer:
+    build, options = {
+        "adam": (optimizers.Adam, {}),
+        "adamw": (optimizers.Adam, {"decoupled": True}),
+        "amsgrad": (optimizers.Adam, {"amsgrad": True}),
+        "sgd": (optimizers.SGD, {"momentum": 0.9}),
+        "rmsprop": (optimizers.RMSprop, {}),
+    }[config.optimizer]
+    return build(config.learning_rate, weight_decay=config.weight_decay[0], **options)
+
+
+def _loss(config: Config) -> tf.keras.losses.Loss:
+    if config.loss == "cross_entropy":
+        return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return losses.DistributionLoss()
+
+
+def _recipe(config: Config, run: Run, epochs: tuple[int, ...]) -> list[tf.keras.callbacks.Callback]:
+    """The callbacks that make the paper's training out of a fit."""
+    recipe = [
+        callbacks.LinearDecay(config.learning_rate, epochs, published=config.published_schedule)
+    ]
+    decays = {0: config.weight_decay[0]}
+    if len(epochs) == 2:
+        decays[epochs[0]] = config.weight_decay[1]
+        first, second = config.steps
+        best = str(run.best_weights) if config.reload_best else None
+        recipe.append(callbacks.TwoStepSwitch(epochs[0], first=first, second=second, reload=best))
+    return [*recipe, callbacks.WeightDecaySchedule(decays)]
+
+
+@contextlib.contextmanager
+def _explained(checkpoint: Checkpoint):
+    """Turns what can stop a training into one line that says what to do."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if "loss is not finite" not in str(error):
+            raise
+        raise UsageError(
+            f"training: expected a finite loss; received another at iteration "
+            f"{checkpoint.iteration + 1}. {checkpoint.last()}"
+        ) from error
+    except (OSError, RuntimeError) as error:  # h5py raises the latter
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise UsageError(
+            f"--output_dir: no space left on the device of {checkpoint.directory}. "
+            f"{checkpoint.last()}"
+        ) from error
+
+
+class _Log(tf.keras.callbacks.Callback):
+    """Writes metrics.csv, TensorBoard and the weights of each finished step."""
+
+    def __init__(self, run, config, dataset, epochs, average=None):
+        super().__init__()
+        self.run, self.config, self.dataset, self.epochs = run, config, dataset, epochs
+        self.average = average
+        self._earlier = 0.0  # seconds of this epoch before it was resumed
+
+    def on_train_begin(self, logs=None):
+        self._chief = strategies.is_chief(tf.distribute.get_strategy())
+        self._rows = None
+        self._writer = (
+            tf.summary.create_file_writer(str(self.run.tensorboard))
+            if self._chief
+            else tf.summary.create_noop_writer()
+        )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._rows is None:  # rows after the checkpoint that was resumed are made again
+            self._rows = self.run.read_metrics()[:epoch]
+        self._earlier = 0.0
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        step, in_step = recording.position(epoch, self.epochs)
+        row = self._row(logs, step, in_step)
+        best = row["val_accuracy"] > max(
+            (earlier["val_accuracy"] for earlier in self._rows if earlier["step"] == step),
+            default=-1.0,
+        )
+        self._rows.append(row)
+        if self._chief:
+            self.run.write_metrics(self._rows)
+            self._write_summary(epoch, row)
+            self._print(row)
+        if self.config.reload_best and step == 1 and best:
+            self._save_weights(self.run.best_weights)
+        if in_step == self.epochs[step - 1]:
+            self._save_weights(self.run.weights(step))
+
+    def on_train_end(self, logs=None):
+        self._writer.close()
+
+    def _row(self, logs, step: int, in_step: int) -> dict[str, float]:
+        seconds = self._seconds()
+        images = self.dataset.iterations_per_epoch * self.config.batch_size
+        row = {
+            **logs,
+            "step": step,
+            "epoch": in_step,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 2),
+        }
+        return {name: row[name] for name in COLUMNS if name in row}
+
+    def _write_summary(self, epoch: int, row: dict[str, float]) -> None:
+        recording.write_scalars(self._writer, epoch, row)
+        self._writer.flush()
+
+    def _print(self, row: dict[str, float]) -> None:
+        binary = any(self.config.steps[row["step"] - 1])
+        print(
+            f"{'step ' + str(row['step']) if binary else 'real-valued'}  "
+            f"epoch {row['epoch']}/{self.epochs[row['step'] - 1]}  "
+            f"loss {row['loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
+            f"test loss {row['val_loss']:.4f}  test accuracy {100 * row['val_accuracy']:.2f} %  "
+            f"{row['seconds']:.1f} s",
+            flush=True,
+        )
+
+    def _save_weights(self, path) -> None:
+        """Saves the student; every worker takes part in reading, the chief writes."""
+        averaged = self.average.swapped() if self.average else contextlib.nullcontext()
+        with averaged, contextlib.ExitStack() as stack:
+            if self._chief:
+                target = stack.enter_context(replace_file(path))
+            else:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                target = f"{folder}/{path.name}"
+            self.model.student.save_weights(str(target), save_format="h5")
+
+    def _seconds(self) -> float:
+        return self._earlier + time.perf_counter() - self._start
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        return {"seconds": np.float64(self._seconds())}
+
+    def set_state(self, state) -> None:
+        self._earlier = float(state["seconds"])

@@ -1,0 +1,76 @@
+"""--mode=benchmark --benchmark=tflite: times of a file and of its operators."""
+
+import exports
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import main
+from larq_adambnn import export, layers
+from larq_adambnn.commands.benchmark import tflite as benchmark
+from larq_adambnn.export.tflite import Graph, single_operator
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A large real convolution, a binary one and little else."""
+    images = tf.keras.Input((32, 32, 64))
+    x = tf.keras.layers.Conv2D(64, 5, name="large")(images)
+    x = layers.BinaryConv2D(32, 1, name="binary")(x)
+    x = tf.keras.layers.BatchNormalization(name="bn")(x)
+    x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    model = exports.randomized(tf.keras.Model(images, tf.keras.layers.Dense(3, name="head")(x)))
+    path = tmp_path_factory.mktemp("timed") / "model.tflite"
+    path.write_bytes(export.convert(model))
+    return path
+
+
+def test_it_prints_the_times_and_what_they_are_not(file, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "_WHOLE_SECONDS", 0.1)
+    flags = ["--mode=benchmark", "--benchmark=tflite", f"--tflite={file}"]
+    monkeypatch.setattr(benchmark.platform, "machine", lambda: "x86_64")
+    assert main.main(flags) == 0
+    out = capsys.readouterr().out
+    assert f"{file} on x86_64, one thread: an image takes" in out
+    assert "this is not the target" in out
+    assert "lce_benchmark_model (docs/deploy.md)" in out
+    for kind, count in export.operators(file.read_bytes()).items():
+        assert f"{count:3} {kind}\n" in out
+    assert out.index("CONV_2D") < out.index("LceBconv2d")
+    monkeypatch.setattr(benchmark.platform, "machine", lambda: "aarch64")
+    assert main.main(flags) == 0
+    assert "not the target" not in capsys.readouterr().out
+
+
+def test_the_times_are_those_of_the_operators(file):
+    tflite = file.read_bytes()
+    operators = Graph(tflite).operators
+    times = benchmark.operator_times(tflite)
+    assert len(times) == len(operators)
+    by_kind = {op.kind: seconds for op, seconds in zip(operators, times, strict=True)}
+    # The convolution has 80 million multiplications, everything else under 2 million
+    assert by_kind["CONV_2D"] > 0.5 * sum(times)
+    whole = min(benchmark.whole_times(tflite))
+    assert 0.3 * whole < sum(times) < 3 * whole
+
+
+def test_an_operator_alone_computes_what_it_does_in_the_file(file):
+    tflite = file.read_bytes()
+    images = np.random.default_rng(0).normal(size=(1, 32, 32, 64)).astype(np.float32)
+    inside = export.tflite.with_outputs(tflite, [Graph(tflite).operators[0].outputs[0]])
+    _, expected = export.interpreter.run(export.interpreter.load(inside), images)
+    for count in (1, 3):
+        alone = single_operator(tflite, 0, count)
+        assert export.operators(alone) == {"CONV_2D": count}
+        (received,) = export.interpreter.run(export.interpreter.load(alone), images)
+        np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_file(tmp_path, capsys):
+    flags = ["--mode=benchmark", "--benchmark=tflite"]
+    for more in ([], [f"--tflite={tmp_path}/none.tflite"]):
+        assert main.main(flags + more) == 2
+        assert capsys.readouterr().err.startswith("error: --tflite: expected a")
+    (tmp_path / "text.tflite").write_text("text")
+    assert main.main([*flags, f"--tflite={tmp_path}/text.tflite"]) == 2
+    assert "Expected a TFLite model" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""--mode=evaluate: a run and its .tflite on a split."""
+
+import shutil
+
+import exports
+import numpy as np
+import pytest
+
+import main
+from larq_adambnn import data, export, models
+from larq_adambnn.runs.config import load_run
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    monkeypatch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digits_run):
+    """A run that knows the digits, with its float and int8 files."""
+    directory = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(digits_run, directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+        for flags in ([], ["--int8", "--io_type=int8", "--split=train", "--check_images=1437"]):
+            assert main.main(["--mode=export", f"--run={directory}", *flags]) == 0
+    return directory
+
+
+def evaluated(capsys, *flags):
+    """(name, split, top-1, top-5, images) as printed."""
+    assert main.main(["--mode=evaluate", *flags]) == 0
+    line = capsys.readouterr().out.strip().splitlines()[-1]  # after those of a progress bar
+    name, _, rest = line.rpartition(": ")
+    words = rest.split()
+    return name, words[0], float(words[2]), float(words[5]), int(words[8])
+
+
+def accuracies(tflite, split, run):
+    images, labels = exports.arrays(data.load(load_run(run)), split)
+    ranking = np.argsort(-export.predict(tflite, images), axis=-1, kind="stable")
+    return [100 * np.mean((ranking[:, :k] == labels[:, None]).any(-1)) for k in (1, 5)]
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_run_and_its_file_agree(split, run, capsys):
+    keras = evaluated(capsys, f"--run={run}", f"--split={split}")
+    file = run / "model.tflite"
+    tflite = evaluated(capsys, f"--run={run}", f"--tflite={file}", f"--split={split}")
+    assert keras[0] == str(run)
+    assert tflite[0] == str(file)
+    assert keras[1] == tflite[1] == split
+    assert keras[4] == tflite[4] == {"test": 360, "train": 1437}[split]
+    assert tflite[2:4] == pytest.approx(keras[2:4], abs=100 / 360)  # one image
+    expected = accuracies(file.read_bytes(), split, run)
+    assert tflite[2:4] == pytest.approx(expected, abs=0.005)
+    assert tflite[2] > 60
+
+
+@pytest.mark.parametrize("name", ["model", "model_int8"])
+def test_a_file_by_itself_is_prepared_as_its_json_says(name, run, data_dir, capsys):
+    flags = ("--dataset=digits", f"--data_dir={data_dir}", "--image_size=48")
+    file = run / f"{name}.tflite"
+    received = evaluated(capsys, f"--tflite={file}", *flags)
+    assert received[2:4] == pytest.approx(accuracies(file.read_bytes(), "test", run), abs=0.005)
+
+
+def test_a_file_without_json_takes_the_flags(run, data_dir, tmp_path, capsys):
+    file = shutil.copy(run / "model.tflite", tmp_path)
+    flags = ("--dataset=digits", f"--data_dir={data_dir}")
+    received = evaluated(capsys, f"--tflite={file}", *flags)
+    expected = accuracies((run / "model.tflite").read_bytes(), "test", run)
+    assert received[2:4] == pytest.approx(expected, abs=0.005)
+
+
+def test_over_several_processes(run, capsys, monkeypatch):
+    file = run / "model.tflite"
+    alone = evaluated(capsys, f"--run={run}", f"--tflite={file}")
+    monkeypatch.setattr(export.interpreter, "_ALONE_SECONDS", 0.0)
+    monkeypatch.setattr(evaluation, "cores", lambda: 2)
+    assert evaluated(capsys, f"--run={run}", f"--tflite={file}") == alone
+
+
+def refused(capsys, *flags):
+    assert main.main(["--mode=evaluate", *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    return err
+
+
+def test_what_is_no_tflite(run, tmp_path, capsys):
+    path = tmp_path / "model.tflite"
+    assert "does not exist" in refused(capsys, f"--run={run}", f"--tflite={path}")
+    path.write_bytes(b"no model")
+    assert "Expected a TFLite model" in refused(capsys, f"--run={run}", f"--tflite={path}")
+    path.write_bytes((run / "model.tflite").read_bytes()[:-3000])
+    assert "truncated or damaged" in refused(capsys, f"--run={run}", f"--tflite={path}")
+
+
+def test_what_does_not_fit(run, tmp_path, data_dir, capsys):
+    other = exports.make_run(
+        tmp_path / "other", "--dataset=digits", f"--data_dir={data_dir}", "--image_size=40"
+    )
+    line = refused(capsys, f"--run={other}", f"--tflite={run}/model.tflite")
+    assert "expected an input of [40, 40, 1]" in line
+    assert "has [32, 32, 1]" in line
+    assert "--split" in refused(capsys, f"--run={run}", "--split=nosuch")

@@ -1,0 +1,248 @@
+"""Image folders: what torchvision would read, what is wrong with them, and a million names."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from photographs import write_folder
+
+from larq_adambnn.data import folder
+from larq_adambnn.errors import UsageError
+
+# The full size, of ImageNet, is 1,300,000: LARQ_ADAMBNN_FILES=1300000 pytest -k million
+FILES = int(os.environ.get("LARQ_ADAMBNN_FILES", 65_000))
+MEBIBYTES, SECONDS = 400, 30  # that 1.3 million files may take
+
+
+def touch(path, content=b""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def names(source):
+    return [source.name(index) for index in range(len(source))]
+
+
+def torchvision_names(directory):
+    """(path, class) pairs in the order of torchvision's make_dataset."""
+    extensions = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+    found = []
+    for name in sorted(entry.name for entry in os.scandir(directory) if entry.is_dir()):
+        for root, _, files in sorted(os.walk(directory / name, followlinks=True)):
+            for file in sorted(files):
+                if file.lower().endswith(extensions):
+                    found.append((os.path.join(root, file), name))
+    return found
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("zebra", "ape", "Lion", "ünïcode class"):
+        for file in ("b.JPEG", "a.jpg", "c.PnG", "d.webp", "deep/er/x.bmp", "deep/a.tif", "é.jpeg"):
+            touch(tmp_path / "train" / name / file, b"not read")
+        touch(tmp_path / "val" / name / "v.jpg")
+    touch(tmp_path / "train" / "ape" / "notes.txt")
+    touch(tmp_path / "train" / "zebra" / "deep" / "LICENSE")
+    touch(tmp_path / "train" / "README")
+    return tmp_path
+
+
+def test_names_labels_and_classes_are_torchvisions(tree, capsys):
+    source = folder.open_folder(tree, "train")
+    expected = torchvision_names(tree / "train")
+    assert source.class_names == ("Lion", "ape", "zebra", "ünïcode class")
+    assert folder.class_names(tree) == source.class_names
+    assert names(source) == [path for path, _ in expected]
+    paths, labels = source.lookup(tf.range(len(source), dtype=tf.int64))
+    assert [os.fsdecode(path) for path in paths.numpy()] == names(source)
+    assert [source.class_names[label] for label in labels] == [name for _, name in expected]
+    assert source.load(paths[0]).numpy() == b"not read"
+    assert source.problems == ()
+    line = capsys.readouterr().out
+    assert "28 images, 4 classes; 2 files ignored by their names (no extension, .txt)" in line
+
+
+def test_val_has_the_labels_of_train(tree):
+    for name in ("Lion", "ape"):
+        for path in (tree / "val" / name).iterdir():
+            path.unlink()
+        (tree / "val" / name).rmdir()
+    source = folder.open_folder(tree, "val")
+    _, labels = source.lookup(tf.range(2, dtype=tf.int64))
+    assert labels.numpy().tolist() == [2, 3]
+
+
+def problems(source):
+    return {problem.name: problem.reason for problem in source.problems}
+
+
+def test_what_is_no_image_is_a_problem_and_left_out(tree):
+    train = tree / "train"
+    (train / "empty").mkdir()
+    (train / "zebra" / "link.jpg").symlink_to("/nowhere")
+    os.mkfifo(train / "zebra" / "pipe.jpg")
+    (train / "zebra" / "loop").symlink_to(train / "zebra")
+    (train / "zebra" / "circle.jpg").symlink_to("circle.jpg")
+    (train / "zebra" / "good.jpg").symlink_to(train / "ape" / "a.jpg")
+    source = folder.open_folder(tree, "train")
+    assert problems(source) == {
+        f"{train}/empty": "is a class without images",
+        f"{train}/zebra/link.jpg": "is a broken link",
+        f"{train}/zebra/circle.jpg": "is a broken link",
+        f"{train}/zebra/pipe.jpg": "is no regular file",
+        f"{train}/zebra/loop": "is a link to a folder that holds it",
+    }
+    assert len(source) == 4 * 7 + 1
+    assert f"{train}/zebra/good.jpg" in names(source)
+    assert "empty" not in source.class_names
+
+
+def test_classes_of_val_that_train_lacks(tree):
+    touch(tree / "val" / "unicorn" / "u.jpg")
+    touch(tree / "val" / "unicorn" / "v.jpg")
+    (tree / "val" / "ape" / "v.jpg").unlink()
+    source = folder.open_folder(tree, "val")
+    assert problems(source) == {
+        f"{tree}/val/unicorn": "is no class in train (2 images)",
+        f"{tree}/val/ape": "is a class without images",
+    }
+    assert len(source) == 3
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Not as root, who may read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_files_and_folders_that_may_not_be_read():
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        root = write_folder(pathlib.Path(directory) / "data")
+        secret = root / "train" / "china" / "000.JPEG"
+        closed = root / "train" / "flower" / "closed"
+        touch(closed / "x.jpg")
+        secret.chmod(0)
+        closed.chmod(0)
+        try:
+            with unprivileged():
+                source = folder.open_folder(root, "train")
+                assert problems(source) == {f"{closed}/": "cannot be read: Permission denied"}
+                index = names(source).index(str(secret))
+                assert source.defect(index) == "cannot be read: Permission denied"
+        finally:
+            closed.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("make", "split", "message"),
+    [
+        (lambda root: None, "train", "expected a folder with a folder of images for each class"),
+        (lambda root: touch(root / "train" / "x.jpg"), "train", "expected folders with images in"),
+        (lambda root: (root / "train" / "a").mkdir(parents=True), "train", "there are none"),
+        (lambda root: touch(root / "train" / "a" / "x.jpg"), "val", "received '.*val': No such"),
+        (lambda root: touch(root / "train"), "train", "Not a directory"),
+    ],
+)
+def test_folders_that_hold_nothing(tmp_path, make, split, message):
+    make(tmp_path)
+    with pytest.raises(UsageError, match=f"--data_dir: .*{message}") as raised:
+        folder.open_folder(tmp_path, split)
+    assert "\n" not in str(raised.value)
+
+
+def test_splits(tree):
+    (tree / "test").mkdir()
+    touch(tree / "test" / "1.jpg")
+    assert folder.splits(tree) == ("train", "val")  # test has images without classes
+    with pytest.raises(UsageError, match="--data_dir: expected a directory"):
+        folder.splits(tree / "missing")
+
+
+MEASURE = """
+import os, sys, time
+import larq_adambnn
+import tensorflow as tf
+from larq_adambnn import data
+from larq_adambnn.runs.config import Config
+
+def open_data(directory):
+    dataset = data.load(
+        Config(mode="summary", dataset="image_folder", data_dir=directory, batch_size=2)
+    )
+    # the order of an epoch, and where its first images are
+    order = tf.random.experimental.stateless_shuffle(
+        tf.range(len(dataset.train_source), dtype=tf.int64), [0, 0])
+    dataset.train_source.lookup(order[:256])
+    return len(dataset.train_source)
+
+def mebibytes(name):
+    (line,) = [line for line in open("/proc/self/status") if line.startswith(name)]
+    return int(line.split()[1]) / 1024
+
+open_data(sys.argv[1])
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+before, start = mebibytes("VmRSS"), time.process_time()
+count = open_data(sys.argv[2])
+print("measured", count, mebibytes("VmHWM") - before, time.process_time() - start)
+"""
+
+
+def test_a_million_names_take_little_memory_and_time(tmp_path):
+    """In a process of its own: what it needs beyond a small data set."""
+    write_folder(tmp_path / "small")
+    classes = 50
+    for index in range(classes):
+        directory = tmp_path / "large" / "train" / f"n{index:08d}"
+        directory.mkdir(parents=True)
+        for number in range(FILES // classes):
+            (directory / f"n{index:08d}_{number}.JPEG").touch()
+    touch(tmp_path / "large" / "val" / "n00000000" / "x.JPEG")
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large")],
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parent.parent,
+        timeout=300,
+    )
+    line = next(line for line in run.stdout.splitlines() if line.startswith("measured"))
+    count, mebibytes, seconds = map(float, line.split()[1:])
+    assert count == FILES // classes * classes
+    share = FILES / 1_300_000
+    assert mebibytes < MEBIBYTES * share
+    assert seconds < SECONDS * share
+    print(line)
+
+
+def test_progress_is_shown_while_scanning(tree, monkeypatch, capsys):
+    monkeypatch.setattr("larq_adambnn.progress._QUIET_SECONDS", 0.0)
+    folder.open_folder(tree, "train")
+    out = capsys.readouterr().out
+    assert f"reading names in {tree}/train: " in out
+    assert "images" in out
+
+
+def test_without_leaves_out_and_keeps_the_names(tree):
+    source = folder.open_folder(tree, "train")
+    rest = source.without([0, 3, 27])
+    expected = [name for index, name in enumerate(names(source)) if index not in (0, 3, 27)]
+    assert names(rest) == expected
+    paths, labels = rest.lookup(tf.constant([0, 24], tf.int64))
+    assert [os.fsdecode(path) for path in paths.numpy()] == [expected[0], expected[24]]
+    assert labels.numpy().tolist() == [0, 3]
+    assert np.array_equal(
+        source.without([]).lookup(tf.constant([5]))[0], source.lookup(tf.constant([5]))[0]
+    )
