@@ -12,9 +12,11 @@ import processes
 import pytest
 import tensorflow as tf
 
-from larq_adambnn import models
+from larq_adambnn import models, progress
 
-_LONG = ("test_resume", "test_golden", "test_strategies", "test_benchmarks_train")
+progress.show()  # as the command line does
+
+_LONG = ("test_checkpoint", "test_golden", "test_strategies", "test_train")
 
 
 def pytest_collection_modifyitems(items):

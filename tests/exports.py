@@ -5,8 +5,11 @@ import json
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import data, layers, models, optimizers
+from larq_adambnn import layers, models, optimizers
+from larq_adambnn.files import replace_file
+from larq_adambnn.runs import datasets, students
 from larq_adambnn.runs.config import parse
+from larq_adambnn.runs.directory import open_run
 
 # Uniform between two numbers, or normal around 0 with a deviation, by the end of the name
 _VALUES = {
@@ -68,18 +71,13 @@ def make_run(directory, *flags, train=None):
     tf.keras.utils.set_random_seed(0)
     arguments = ["--mode=import", f"--source={__file__}", f"--output_dir={directory}"]
     config = parse([*arguments, "--model=reactnet18", "--image_size=32", *flags])
-    class_names, channels = data.describe(config)
-    student = models.build(
-        config.model,
-        input_shape=(config.image_size, config.image_size, channels),
-        num_classes=len(class_names),
-        pad_values=config.pad_values,
-    )
+    class_names, channels = datasets.describe(config)
+    student = students.build(config, channels, len(class_names))
     if train is None:
         randomized(student)
     else:
-        train(student, data.load(config))
-    with runs.open_run(config) as run, runs.replace_file(run.weights(2)) as path:
+        train(student, datasets.load(config))
+    with open_run(config) as run, replace_file(run.weights(2)) as path:
         student.save_weights(str(path), save_format="h5")
     return directory
 

@@ -114,9 +114,9 @@ def _become(arguments, folder, environment) -> NoReturn:
 
 if __name__ == "__main__":
     import main
-    from larq_adambnn import terminal
+    from larq_adambnn import machine
 
-    with terminal.quiet():
+    with machine.quiet():
         use()
     if sys.argv[1:] == ["serve"]:
         serve()

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 import main
-from larq_adambnn import checkpoints, data, layers, models
+from larq_adambnn import checkpoints, layers, models
+from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import load_run
 from larq_adambnn.runs.directory import Run
 from larq_adambnn.runs.students import load_student
@@ -554,7 +555,7 @@ TRAIN = (
 
 def student_of(run):
     config = load_run(run)
-    return load_student(Run(run), config, data.load(config))
+    return load_student(Run(run), config, datasets.load(config))
 
 
 def test_an_imported_run_is_a_run(source, tmp_path, capfd, data_dir):

@@ -58,7 +58,7 @@ def test_public_names():
 
 def test_importing_defines_no_flags_and_prints_nothing():
     result = python(
-        "import larq_adambnn.runs.training, larq_adambnn.config; from absl import flags; "
+        "import larq_adambnn.runs.training, larq_adambnn.runs.config; from absl import flags; "
         "assert 'weight_decay' not in flags.FLAGS"
     )
     assert result.returncode == 0, result.stderr

@@ -13,10 +13,10 @@ import pytest
 import small
 import tensorflow as tf
 
-from larq_adambnn import data, models
+from larq_adambnn import models
 from larq_adambnn.analysis import analyze, matrices, study, summary
 from larq_adambnn.errors import UsageError
-from larq_adambnn.runs import training
+from larq_adambnn.runs import datasets, training
 from larq_adambnn.runs.config import Config, load_run, parse
 from larq_adambnn.runs.directory import Run, open_run
 from larq_adambnn.runs.recording import Snapshot, snapshots
@@ -109,7 +109,7 @@ def test_snapshots_are_the_weights_at_the_start_and_at_the_ends_of_a_step(run, d
     found = snapshots(run)
     assert [(s.step, s.epoch) for s in found] == [(1, 0), (1, 1), (1, 3), (2, 1), (2, 3)]
     settings = load_run(run.directory)
-    model = load_student(run, settings, data.load(settings))
+    model = load_student(run, settings, datasets.load(settings))
     expected = [variable.numpy() for variable in model.weights]
     found[-1].load(model)
     for variable, weights in zip(model.weights, expected, strict=True):
@@ -177,7 +177,7 @@ def test_analyze_without_snapshots_draws_the_rest(other, data_dir, tmp_path, cap
 
 def test_damaged_snapshots_are_named(run, data_dir, tmp_path):
     settings = load_run(run.directory)
-    model = build_student(settings, data.load(settings))
+    model = build_student(settings, datasets.load(settings))
     good = run.snapshots / "step1_epoch0001.npz"
     path = tmp_path / good.name
     for content in (b"", b"no archive", good.read_bytes()[:2000]):
@@ -277,7 +277,9 @@ def copied(run, other, monkeypatch):
         made.append(settings.output_dir.rpartition("runs/")[2])
         log.parent.mkdir(parents=True, exist_ok=True)
         if settings.learning_rate > 1:
-            log.write_text("error: training: expected a finite loss; received another at step 3")
+            log.write_text(
+                "error: training: expected a finite loss; received another at iteration 3"
+            )
             return Ended(1)
         template = run if len(settings.steps) == 2 else other
         try:

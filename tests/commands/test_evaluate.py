@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import main
-from larq_adambnn import data, export, models
+from larq_adambnn import export, inference, models
+from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import load_run
 
 
@@ -38,7 +39,7 @@ def evaluated(capsys, *flags):
 
 
 def accuracies(tflite, split, run):
-    images, labels = exports.arrays(data.load(load_run(run)), split)
+    images, labels = exports.arrays(datasets.load(load_run(run)), split)
     ranking = np.argsort(-export.predict(tflite, images), axis=-1, kind="stable")
     return [100 * np.mean((ranking[:, :k] == labels[:, None]).any(-1)) for k in (1, 5)]
 
@@ -78,7 +79,7 @@ def test_over_several_processes(run, capsys, monkeypatch):
     file = run / "model.tflite"
     alone = evaluated(capsys, f"--run={run}", f"--tflite={file}")
     monkeypatch.setattr(export.interpreter, "_ALONE_SECONDS", 0.0)
-    monkeypatch.setattr(evaluation, "cores", lambda: 2)
+    monkeypatch.setattr(inference, "cores", lambda: 2)
     assert evaluated(capsys, f"--run={run}", f"--tflite={file}") == alone
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import main
-from larq_adambnn import data, export, models
-from larq_adambnn.runs import report, students
+from larq_adambnn import export, models
+from larq_adambnn.runs import datasets, report, students
 from larq_adambnn.runs.config import load_run
 from larq_adambnn.runs.directory import Run
 
@@ -64,7 +64,7 @@ def test_export(run, capsys):
     assert check["agreement"] >= 0.99
 
     config = load_run(run)
-    dataset = data.load(config)
+    dataset = datasets.load(config)
     student = students.load_student(Run(run), config, dataset)
     assert info["float_bytes"] == 4 * student.count_params()
     images, labels = exports.arrays(dataset, "test")
@@ -101,7 +101,7 @@ def test_preprocessing_can_be_followed_by_hand(run):
     assert steps["formula"] == "(pixel / 255 - mean) / std"
     assert steps["layout"] == "image, row, column, channel"
     assert (steps["size"], steps["channel_order"]) == (32, "grey")
-    dataset = data.load(load_run(run))
+    dataset = datasets.load(load_run(run))
     images, _ = next(dataset.evaluation("test").as_numpy_iterator())
     pixels = 255 * (images * np.array(steps["std"]) + np.array(steps["mean"]))
     assert pixels.min() == pytest.approx(0, abs=1e-3)
@@ -121,7 +121,7 @@ def test_int8_keeps_the_accuracy(io_type, run):
     assert not (run / "model.tflite").exists()
 
     config = load_run(run)
-    dataset = data.load(config)
+    dataset = datasets.load(config)
     student = students.load_student(Run(run), config, dataset)
     parts = [exports.arrays(dataset, split) for split in ("train", "test")]
     images, labels = map(np.concatenate, zip(*parts, strict=True))

@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 from photographs import encoded, photograph, write_folder
 
-from larq_adambnn import data
+from larq_adambnn.commands import check_data
 from larq_adambnn.data import check
 from larq_adambnn.errors import UsageError
+from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
 
@@ -72,7 +73,7 @@ def listed(lines, folder, expected):
 def test_a_good_folder_has_no_problems(tmp_path, capsys):
     folder = write_folder(tmp_path)
     write_unusual(folder)
-    check.main(settings(folder))
+    check_data.main(settings(folder))
     out = capsys.readouterr().out
     assert "train: 18 examples read, 0 problems" in out
     assert "val: 4 examples read, 0 problems" in out
@@ -96,14 +97,18 @@ def test_every_problem_is_listed_and_the_status_says_so(server, tmp_path):
 
 def test_a_progress_bar_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("larq_adambnn.progress._QUIET_SECONDS", 0.0)
-    check.main(settings(write_folder(tmp_path)))
+    check_data.main(settings(write_folder(tmp_path)))
     out = capsys.readouterr().out
     assert "checking train: 100%" in out
     assert "12/12" in out
 
 
 def load(folder, **changes):
-    return data.load(settings(folder, mode="summary", **changes))
+    return datasets.load(settings(folder, mode="summary", **changes))
+
+
+def note(dataset, run):
+    datasets.write_left_out(dataset, settings("", bad_images="skip"), run)
 
 
 def test_error_stops_at_the_first_problem(tmp_path):
@@ -138,7 +143,7 @@ def test_streams_of_a_run_that_skips_resume_and_share(tmp_path):
     write_bad(folder)
     run = Run(tmp_path / "run")
     dataset = load(folder, bad_images="skip", output_dir=str(run.directory))
-    data.write_left_out(dataset, run)
+    note(dataset, run)
     whole = list(dataset.train().take(10).as_numpy_iterator())
     again = load(folder, bad_images="skip", output_dir=str(run.directory))
     for first, expected in ((4, whole[4:]), (9, whole[9:])):
@@ -156,7 +161,7 @@ def test_what_a_run_left_out_is_not_looked_for_again(tmp_path, monkeypatch):
     run = Run(tmp_path / "run")
     options = {"bad_images": "skip", "output_dir": str(run.directory)}
     dataset = load(folder, **options)
-    data.write_left_out(dataset, run)
+    note(dataset, run)
     noted = json.loads(run.left_out.read_text())
     assert {split: len(problems) for split, problems in noted.items()} == {"train": 6, "val": 2}
     monkeypatch.setattr(check, "defects", lambda *_: pytest.fail("read everything again"))
@@ -171,7 +176,7 @@ def test_a_run_whose_files_have_changed_is_not_resumed(tmp_path):
     write_bad(folder)
     run = Run(tmp_path / "run")
     options = {"bad_images": "skip", "output_dir": str(run.directory)}
-    data.write_left_out(load(folder, **options), run)
+    note(load(folder, **options), run)
     (folder / "train" / "china" / "000.JPEG").unlink()
     with pytest.raises(UsageError, match="expected the files that the run began with"):
         load(folder, **options).source("train")

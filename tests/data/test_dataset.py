@@ -14,14 +14,11 @@ from larq_adambnn import data
 from larq_adambnn.data import augmentation
 from larq_adambnn.data.sources import array_source
 from larq_adambnn.errors import UsageError
-from larq_adambnn.runs.config import Config
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
-def settings(**changes):
-    options = {"mode": "summary", "image_size": 32, "batch_size": 4, "loss": "distribution"}
-    return Config(**{**options, **changes})
+SETTINGS = {"image_size": 32, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 def load(folder, **changes):
-    return data.load(settings(dataset="image_folder", data_dir=str(folder), **changes))
+    return data.load("image_folder", folder, **{**SETTINGS, **changes})
 
 
 def batches(stream, count):
@@ -53,10 +50,10 @@ EVERYTHING = {
 
 def test_a_pipeline_is_made_once_and_can_be_read_again(folder):
     dataset = load(folder)
-    assert dataset.train() is dataset.train(0) is dataset.train(first_step=0, shard=(0, 1))
+    assert dataset.train() is dataset.train(0) is dataset.train(first_iteration=0, shard=(0, 1))
     assert dataset.evaluation() is dataset.evaluation("", None)
     assert dataset.train() is not dataset.train(1)
-    assert dataset.train() is not dataclasses.replace(dataset, mean=(0.0,) * 3).train()
+    assert dataset.train() is not dataclasses.replace(dataset, name="other").train()
     assert_same(batches(dataset.evaluation(), 9), batches(dataset.evaluation(), 9))
     first = batches(dataset.train(), 1)
     np.testing.assert_array_equal(dataset.first_images(3), first[0][0][:3])
@@ -66,7 +63,7 @@ def test_a_pipeline_is_made_once_and_can_be_read_again(folder):
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_stream_from_a_step_is_the_tail_of_the_stream(folder, name):
     dataset = load(folder, **EVERYTHING[name])
-    assert dataset.steps_per_epoch == 3
+    assert dataset.iterations_per_epoch == 3
     whole = batches(dataset.train(), 11)
     assert_same(whole, batches(load(folder, **EVERYTHING[name]).train(), 11))
     for first in (1, 3, 5, 10):
@@ -95,15 +92,14 @@ def numbered(count, **changes):
         return array.lookup(tf.ensure_shape(noted, indices.shape))
 
     source = dataclasses.replace(array, lookup=lookup)
-    options = {"crop": "none", "flip": False, "batch_size": 5, **changes}
+    options = {"image_size": 32, "crop": "none", "flip": False, "batch_size": 5, **changes}
     dataset = data.Dataset(
-        settings(**options),
-        tuple("abcde"),
-        1,
-        (0.0,),
-        (1 / 255,),
-        ("test",),
-        lambda _: (source, ()),
+        name="numbers",
+        settings=data.Settings(**options),
+        class_names=tuple("abcde"),
+        preparation=data.Preparation(32, "none", 1, (0.0,), (1 / 255,)),
+        splits=("test",),
+        open_split=lambda _: (source, ()),
     )
     return dataset, looked_up
 
@@ -342,9 +338,8 @@ def own(count=20, kind="uint8", labels=None):
 
 
 def from_own(train, **changes):
-    options = {"shuffle": 8, "crop": "padded", **changes}
-    shuffle = options.pop("shuffle")
-    return data.from_datasets(settings(**options), train, own(7), "abc", shuffle=shuffle)
+    options = {**SETTINGS, "shuffle": 8, "crop": "padded", **changes}
+    return data.from_datasets(train, own(7), "abc", **options)
 
 
 def test_own_datasets_of_all_kinds_are_the_same():
@@ -359,7 +354,7 @@ def test_own_datasets_of_all_kinds_are_the_same():
 
 def test_own_datasets_resume_share_and_evaluate():
     dataset = from_own(own(22))
-    assert dataset.steps_per_epoch == 5
+    assert dataset.iterations_per_epoch == 5
     whole = batches(dataset.train(), 12)
     for first in (2, 5, 8):
         assert_same(whole[first:], batches(dataset.train(first), 12 - first))
@@ -444,31 +439,31 @@ def test_a_split_is_opened_once(folder):
 
 def test_batches_larger_than_the_data(folder):
     with pytest.raises(UsageError, match="--batch_size: expected at most the 14 training images"):
-        load(folder, mode="train", batch_size=15)
+        load(folder, batch_size=15).train()
 
 
 def test_a_part_of_the_training_images_shows_every_class(folder):
-    whole, part = load(folder), load(folder, mode="train", train_images=5)
+    whole, part = load(folder), load(folder, train_images=5)
     assert len(whole.train_source) == 14
-    assert (len(part.train_source), part.steps_per_epoch) == (5, 1)
+    assert (len(part.train_source), part.iterations_per_epoch) == (5, 1)
     assert len(part.test_source) == len(whole.test_source)
     every = batches(whole.evaluation("train", 1), -1)
     assert_same(batches(part.evaluation("train", 1), -1), [every[i] for i in (0, 2, 5, 8, 11)])
     with pytest.raises(UsageError, match=r"--train_images: expected at most 14, .*received 15"):
-        load(folder, mode="train", train_images=15)
+        load(folder, train_images=15).train()
 
 
 def test_normalization_of_each_data_set():
     imagenet = (tuple(MEAN), tuple(STD))
-    assert data.normalization(settings(dataset="digits")) == ((0.3055,), (0.3235,))
-    assert data.normalization(settings(dataset="digits:train[:50%]")) == ((0.3055,), (0.3235,))
-    assert data.normalization(settings(dataset="cifar10"))[0] == (0.4914, 0.4822, 0.4465)
-    assert data.normalization(settings(dataset="imagenet2012")) == imagenet
-    assert data.normalization(settings(dataset="stanford_dogs")) == imagenet
+    assert data.normalization("digits") == ((0.3055,), (0.3235,))
+    assert data.normalization("digits:train[:50%]") == ((0.3055,), (0.3235,))
+    assert data.normalization("cifar10")[0] == (0.4914, 0.4822, 0.4465)
+    assert data.normalization("imagenet2012") == imagenet
+    assert data.normalization("stanford_dogs") == imagenet
 
 
 def test_digits_have_the_statistics_that_they_are_normalized_with(data_dir):
-    dataset = data.load(settings(dataset="digits", data_dir=data_dir, crop="none"))
+    dataset = data.load("digits", data_dir, crop="none", **SETTINGS)
     images = np.concatenate([images for images, _ in batches(dataset.evaluation("train"), -1)])
     assert images.mean() == pytest.approx(0, abs=2e-3)
     assert images.std() == pytest.approx(1, abs=1e-3)

@@ -177,12 +177,9 @@ import os, sys, time
 import larq_adambnn
 import tensorflow as tf
 from larq_adambnn import data
-from larq_adambnn.runs.config import Config
 
 def open_data(directory):
-    dataset = data.load(
-        Config(mode="summary", dataset="image_folder", data_dir=directory, batch_size=2)
-    )
+    dataset = data.load("image_folder", directory, batch_size=2)
     # the order of an epoch, and where its first images are
     order = tf.random.experimental.stateless_shuffle(
         tf.range(len(dataset.train_source), dtype=tf.int64), [0, 0])
@@ -215,7 +212,7 @@ def test_a_million_names_take_little_memory_and_time(tmp_path):
         [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large")],
         capture_output=True,
         text=True,
-        cwd=pathlib.Path(__file__).parent.parent,
+        cwd=pathlib.Path(__file__).parents[2],
         timeout=300,
     )
     line = next(line for line in run.stdout.splitlines() if line.startswith("measured"))

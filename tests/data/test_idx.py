@@ -10,7 +10,6 @@ import tensorflow as tf
 from larq_adambnn import data
 from larq_adambnn.data import idx
 from larq_adambnn.errors import UsageError
-from larq_adambnn.runs.config import Config
 
 
 def encode(array, kind=0x08):
@@ -155,9 +154,8 @@ def relabel(directory, prefix, changes):
     path.write_bytes(encode(labels))
 
 
-def settings(directory, **changes):
-    options = {"mode": "summary", "image_size": 32, "batch_size": 4, "crop": "none"}
-    return Config(dataset="idx", data_dir=str(directory), **{**options, **changes})
+def load(directory, **options):
+    return data.load("idx", directory, image_size=32, batch_size=4, crop="none", **options)
 
 
 @pytest.mark.parametrize(("prefix", "split"), [("train", "train"), ("t10k", "test")])
@@ -167,8 +165,8 @@ def test_labels_out_of_range(tmp_path, prefix, split):
     with pytest.raises(
         UsageError, match=rf"{split} image 4 has label \d+; expected 0 to 2 \(2 such"
     ):
-        data.load(settings(tmp_path)).source(split)
-    dataset = data.load(settings(tmp_path, bad_images="skip"))
+        load(tmp_path).source(split)
+    dataset = load(tmp_path, bad_images="skip")
     images, labels = everything(dataset.source(split))
     kept = [index for index in range(len(arrays[split][1])) if index not in (4, 7)]
     np.testing.assert_array_equal(images, arrays[split][0][kept])
@@ -190,8 +188,8 @@ def test_a_gap_in_the_training_labels(tmp_path):
 
 def test_the_network_sees_resized_normalized_images(tmp_path):
     images, labels = write(tmp_path)["test"]
-    dataset = data.load(settings(tmp_path))
-    (mean,), (std,) = dataset.mean, dataset.std
+    dataset = load(tmp_path)
+    (mean,), (std,) = dataset.preparation.mean, dataset.preparation.std
     received, received_labels = next(dataset.evaluation(batch_size=9).as_numpy_iterator())
     np.testing.assert_array_equal(received_labels, labels)
     expected = tf.image.resize(images[..., np.newaxis], (32, 32), antialias=True) / 255

@@ -15,12 +15,10 @@ from larq_adambnn import data
 from larq_adambnn.data import records
 from larq_adambnn.data.digits import Digits
 from larq_adambnn.errors import UsageError
-from larq_adambnn.runs.config import Config
 
 
-def settings(**changes):
-    options = {"mode": "summary", "image_size": 32, "batch_size": 4, "crop": "none"}
-    return Config(**{**options, **changes})
+def load(name, directory, **options):
+    return data.load(name, directory, image_size=32, batch_size=4, crop="none", **options)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +82,7 @@ def test_name_and_split(dataset, name, split):
 
 def test_training_on_a_part_and_evaluating_on_another(shards):
     directory, builder = shards
-    config = settings(dataset="digits:train[:80%]", data_dir=directory, split="train[80%:]")
-    dataset = data.load(config)
+    dataset = load("digits:train[:80%]", directory, split="train[80%:]")
     total = builder.info.splits["train"].num_examples
     assert len(dataset.train_source) + len(dataset.source()) == total
     whole = [label for _, label in tfds_examples(builder, "train[80%:]")]
@@ -134,7 +131,7 @@ def test_a_damaged_image_in_a_record_has_a_name(tmp_path):
     second = content.index(b"IDAT", content.index(b"IDAT") + 4)
     with open(path, "wb") as file:
         file.write(content[:second] + b"\0\0\0\0" + content[second + 4 :])
-    dataset = data.load(settings(dataset="digits", data_dir=str(tmp_path)))
+    dataset = load("digits", tmp_path)
     with pytest.raises(tf.errors.OpError) as raised:
         list(dataset.evaluation())
     assert data.bad_example(raised.value).startswith(
@@ -166,7 +163,7 @@ def test_imagenet_from_its_official_archives(tmp_path):
     for kind, name in (("val", "val"), ("test", "test")):
         files = {f"ILSVRC2012_{kind}_{i:08d}.JPEG": jpegs[5 + i] for i in range(1, 4)}
         (tmp_path / f"ILSVRC2012_img_{name}.tar").write_bytes(tar(files))
-    dataset = data.load(settings(dataset="imagenet2012", data_dir=str(tmp_path)))
+    dataset = load("imagenet2012", tmp_path)
     assert len(dataset.class_names) == 1000
     assert dataset.splits == ("validation",)  # the test images have no labels
     assert dataset.split_name() == "validation"
@@ -194,7 +191,7 @@ def test_archives_that_are_missing(tmp_path, exists):
     if exists:
         directory.mkdir()
     with pytest.raises(UsageError) as raised:
-        data.load(settings(dataset="imagenet2012", data_dir=str(directory)))
+        load("imagenet2012", directory)
     message = str(raised.value)
     assert re.match(rf"--data_dir: expected imagenet2012, .* in '{directory}'", message)
     assert "ILSVRC2012_img_train.tar" in message and "\n" not in message
@@ -205,4 +202,4 @@ def test_archives_that_are_missing(tmp_path, exists):
 def test_the_archive_of_one_split_is_missing(tmp_path):
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar({}))
     with pytest.raises(UsageError, match=r"ILSVRC2012_img_val.tar.*should contain two files"):
-        data.load(settings(dataset="imagenet2012", data_dir=str(tmp_path)))
+        load("imagenet2012", tmp_path)

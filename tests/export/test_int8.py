@@ -139,7 +139,7 @@ def test_fine_tuning_brings_it_nearer(quantized):
 
     before = distance()
     batches = tf.data.Dataset.from_tensor_slices((images, np.zeros(64))).repeat().batch(32)
-    int8.fine_tune(network, folded, batches, epochs=5, steps_per_epoch=8)
+    int8.fine_tune(network, folded, batches, epochs=5, iterations_per_epoch=8)
     assert distance() < 0.9 * before
     for name, weights in kernels.items():  # the signs are what they were
         np.testing.assert_array_equal(network.get_layer(name).get_weights()[0], weights[0])

@@ -53,7 +53,7 @@ def assert_same_end(run, reference):
 def reference(tmp_path_factory, data_dir):
     """A run that nothing disturbed, from a command line."""
     run = tmp_path_factory.mktemp("reference") / "run"
-    flags = flags_of(run, data_dir, "--teacher=self", "--checkpoint_steps=3")
+    flags = flags_of(run, data_dir, "--teacher=self", "--checkpoint_iterations=3")
     process = subprocess.run([sys.executable, SMALL, *flags], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return run
@@ -63,7 +63,7 @@ def test_killed_at_random_moments_ends_like_the_undisturbed_run(
     start, reference, data_dir, tmp_path
 ):
     def begin(run):
-        return start(run, data_dir, "--teacher=self", "--checkpoint_steps=3")
+        return start(run, data_dir, "--teacher=self", "--checkpoint_iterations=3")
 
     # From the first file to the last: without the imports, which `start` has behind it.
     begun, ended = ((reference / name).stat().st_mtime for name in ("flags.cfg", "report.md"))
@@ -96,14 +96,14 @@ def test_stopped_by_a_signal_saves_says_how_to_resume_and_resumes(
     process.send_signal(number)
     code, _, err = process.finish()
     assert code == status
-    assert err.startswith("stopped at step ")
+    assert err.startswith("stopped at iteration ")
     assert err.rstrip().endswith("give the same command again to resume")
     assert err.count("\n") == 1
     step = int(err.split()[3].rstrip(";"))
     assert int(newest_checkpoint(run).name.split("-")[0]) == step
 
     process = start(run, data_dir, *flags)
-    assert process.wait_for("resuming after").endswith(f"(step {step})")
+    assert process.wait_for("resuming after").endswith(f"(iteration {step})")
     process.kill()
 
 
@@ -117,7 +117,7 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    code, out, err = start(run, data_dir, "--teacher=self", "--checkpoint_steps=3").finish()
+    code, out, err = start(run, data_dir, "--teacher=self", "--checkpoint_iterations=3").finish()
     assert code == 0, err
     assert err.strip() == f"checkpoint {newest.name} is damaged; using the one before"
     assert "resuming after 3 of 4 epochs" in out
@@ -130,7 +130,7 @@ def test_truncated_checkpoint_is_damaged(start, reference, data_dir, tmp_path):
     (run / "checkpoints" / "step2.weights.h5").unlink()
     newest = newest_checkpoint(run)
     newest.write_bytes(newest.read_bytes()[:1000])
-    code, _, err = start(run, data_dir, "--teacher=self", "--checkpoint_steps=3").finish()
+    code, _, err = start(run, data_dir, "--teacher=self", "--checkpoint_iterations=3").finish()
     assert code == 0, err
     assert "is damaged" in err
     assert_same_end(run, reference)
@@ -199,7 +199,9 @@ def test_full_disk_stops_the_run_with_the_last_good_checkpoint(start, data_dir, 
         assert err.count("\n") == 1
         kept = sorted((run / "checkpoints").glob("[0-9]*.npz"))
         assert kept, err
-        assert f"The last good checkpoint is at step {int(kept[-1].name.split('-')[0])}." in err
+        assert (
+            f"The last good checkpoint is at iteration {int(kept[-1].name.split('-')[0])}." in err
+        )
         roomy = tmp_path / "roomy"
         shutil.copytree(run, roomy)
     finally:
@@ -213,12 +215,12 @@ def test_full_disk_stops_the_run_with_the_last_good_checkpoint(start, data_dir, 
 def test_loss_that_is_not_finite_stops_the_run(start, data_dir, tmp_path):
     run = tmp_path / "run"
     flags = ("--loss=cross_entropy", "--optimizer=sgd", "--learning_rate=1e30")
-    code, _, err = start(run, data_dir, *flags, "--checkpoint_steps=1").finish()
+    code, _, err = start(run, data_dir, *flags, "--checkpoint_iterations=1").finish()
     assert code == 2
     assert err.count("\n") == 1
-    assert "expected a finite loss; received another at step " in err
-    step = int(err.split("at step ")[1].split(".")[0])
-    assert f"The last good checkpoint is at step {step - 1}." in err or "no checkpoint" in err
+    assert "expected a finite loss; received another at iteration " in err
+    step = int(err.split("at iteration ")[1].split(".")[0])
+    assert f"The last good checkpoint is at iteration {step - 1}." in err or "no checkpoint" in err
     for path in (run / "checkpoints").glob("[0-9]*.npz"):
         with np.load(path) as file:
             assert np.isfinite(file["metric/0"])

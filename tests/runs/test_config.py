@@ -8,7 +8,7 @@ import pytest
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs.config import Config, load_run, parse
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.cfg"))
+CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.cfg"))
 
 
 @pytest.fixture

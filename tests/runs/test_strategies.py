@@ -63,7 +63,7 @@ def test_two_processes_train_like_one(one_device):
 
 
 def job(server, run, data_dir, *flags):
-    flags = ("--strategy=multi_worker", "--sync_batch_norm", "--checkpoint_steps=3", *flags)
+    flags = ("--strategy=multi_worker", "--sync_batch_norm", "--checkpoint_iterations=3", *flags)
     arguments = flags_of(run, data_dir, *flags)
     return [server.start(*arguments, environment=environment) for environment in clusters()]
 
