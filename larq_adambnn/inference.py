@@ -95,7 +95,7 @@ def classify(
         with open(file, "rb") as opened:
             defect = image_formats.defect(opened.read(), preparation.channels)
         if defect:
-            raise UsageError(f"--images: {os.fspath(file)} {defect}")
+            raise UsageError(f"images: {os.fspath(file)} {defect}")
     dataset = from_files(files, preparation, class_names)
     batches = dataset.evaluation(batch_size=_BATCH).as_numpy_iterator()
     found = np.concatenate(list(logits(network, (images for images, _ in batches))))

@@ -79,11 +79,11 @@ def load(
         source, problems = catalog.open_source(name, data_dir, split), ()
         if bad_images == "skip":
             source, problems = check.leave_out(source, split, left_out.get(split))
-            say(f"--bad_images=skip: {len(problems):,} left out of {split}")
+            say(f"bad_images=skip: {len(problems):,} left out of {split}")
         elif source.problems:
             raise UsageError(
-                f"{source.problems[0]} ({len(source.problems):,} such problems; --mode=check_data "
-                "lists them, --bad_images=skip leaves out what cannot be used)"
+                f"{source.problems[0]} ({len(source.problems):,} such problems; mode=check_data "
+                "lists them, bad_images=skip leaves out what cannot be used)"
             )
         if split == "train" and train_images:
             source = _spaced(source, train_images)
@@ -100,7 +100,7 @@ def load(
     )
     found = dataset.split_name()
     if found != split:
-        say(f"--split={split}: {name} has none; taking {found}")
+        say(f"split={split}: {name} has none; taking {found}")
     return dataset
 
 
@@ -187,7 +187,7 @@ def _spaced(source: Source, count: int) -> Source:
     """So many evenly spaced examples, which of a sorted data set show every class."""
     if count > len(source):
         raise UsageError(
-            f"--train_images: expected at most {len(source):,}, all there are; received {count:,}"
+            f"train_images: expected at most {len(source):,}, all there are; received {count:,}"
         )
     kept = np.arange(count) * len(source) // count
     return source.without(np.delete(np.arange(len(source)), kept))

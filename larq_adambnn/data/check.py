@@ -1,4 +1,4 @@
-"""Reading everything once to find what cannot be used: --mode=check_data and --bad_images=skip."""
+"""Reading everything once to find what cannot be used."""
 
 from collections.abc import Sequence
 
@@ -89,9 +89,9 @@ def leave_out(
     for problem in left_out:
         if problem.index >= len(source) or source.name(problem.index) != problem.name:
             raise UsageError(
-                f"--data_dir: expected the files that the run began with; {problem.name} is not "
+                f"data_dir: expected the files that the run began with; {problem.name} is not "
                 "among them where it was"
             )
     if len(left_out) == len(source):
-        raise UsageError(f"--dataset: expected images in {split}; none of them can be used")
+        raise UsageError(f"dataset: expected images in {split}; none of them can be used")
     return source.without([problem.index for problem in left_out]), tuple(problems)

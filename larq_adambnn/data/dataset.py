@@ -16,9 +16,10 @@ from larq_adambnn.data.sources import Problem, Source
 from larq_adambnn.errors import SplitError, UsageError
 from larq_adambnn.machine import cores
 
-__all__ = ["Dataset", "bad_example"]
+__all__ = ["Dataset", "bad_example", "take"]
 
 _AHEAD = 2  # batches that are ready before they are asked for
+_EXAMPLES = 64  # that are read at a time
 _NOTHING = -1  # the key and the index of what pads a batch
 _MARK = "bad example: "
 
@@ -85,7 +86,7 @@ class Dataset:
         """Raises UsageError if the training images do not fill a batch."""
         if self.iterations_per_epoch == 0:
             raise UsageError(
-                f"--batch_size: expected at most the {len(self.train_source)} training images of "
+                f"batch_size: expected at most the {len(self.train_source)} training images of "
                 f"{self.name}; received {self.settings.batch_size}"
             )
 
@@ -103,7 +104,7 @@ class Dataset:
         if "[" in split:  # TFDS's notation for a part of a split
             return split
         raise SplitError(
-            f"--split: expected one of {', '.join(('train', *self.splits))} of "
+            f"split: expected one of {', '.join(('train', *self.splits))} of "
             f"{self.name}; received {split!r}"
         )
 
@@ -112,7 +113,7 @@ class Dataset:
         return self.open_split(self.split_name(split))[0]
 
     def left_out(self, split: str = "") -> tuple[Problem, ...]:
-        """What --bad_images=skip left out of a split."""
+        """What `bad_images="skip"` left out of a split."""
         return self.open_split(self.split_name(split))[1]
 
     @_once
@@ -144,7 +145,7 @@ class Dataset:
         local = settings.batch_size // count
         if settings.mixes and local % 2:
             raise UsageError(
-                "--batch_size: expected an even number of images for each worker, since mixup "
+                "batch_size: expected an even number of images for each worker, since mixup "
                 f"and cutmix mix pairs of them; received {settings.batch_size} for {count}"
             )
         first_epoch, first = divmod(first_iteration, iterations)
@@ -187,6 +188,18 @@ class Dataset:
 
         read = self._read(source, epochs.flat_map(batches), stream, local, prepare)
         return _ahead(read.map(self._mix))
+
+    def examples(self, count: int, split: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """The first (images, labels) of a split, prepared for evaluation.
+
+        Args:
+            count: at most so many.
+            split: by default `self.split`.
+
+        Returns:
+            float32 (count, H, W, C) and int64 (count,).
+        """
+        return take(self.evaluation(split, batch_size=min(count, _EXAMPLES)), count)
 
     @_once
     def first_images(self, count: int) -> np.ndarray:
@@ -287,7 +300,7 @@ class Dataset:
         reason = source.defect(index) or "failed when it was read, but not when it was read again"
         line = f"{source.name(index)} {reason}"
         if source.stream is None:
-            line += " (--bad_images=skip leaves such images out, --mode=check_data lists them)"
+            line += " (bad_images=skip leaves such images out, mode=check_data lists them)"
         return (_MARK + line).encode(errors="replace")
 
     def _mix(self, keys, images, labels):
@@ -295,6 +308,18 @@ class Dataset:
         if settings.mixes:
             images = mixing.mix(images, keys, mixup=settings.mixup, cutmix=settings.cutmix)
         return images, labels
+
+
+def take(batches: tf.data.Dataset, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first (images, labels) of some batches."""
+    images, labels, missing = [], [], count
+    for batch in batches.as_numpy_iterator():
+        images.append(batch[0][:missing])
+        labels.append(batch[1][:missing])
+        missing -= len(images[-1])
+        if not missing:
+            break
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def bad_example(error: Exception) -> str:

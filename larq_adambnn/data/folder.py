@@ -38,7 +38,7 @@ def class_names(directory: pathlib.Path) -> tuple[str, ...]:
         if next(_walk(os.fsencode(train / name), [], Counter()), None)
     )
     if not names:
-        raise UsageError(f"--data_dir: expected folders with images in {train}; there are none")
+        raise UsageError(f"data_dir: expected folders with images in {train}; there are none")
     return names
 
 
@@ -48,7 +48,7 @@ def _folders(directory: pathlib.Path, expected: str) -> tuple[str, ...]:
             return tuple(sorted(entry.name for entry in entries if _holds(entry.is_dir)))
     except OSError as error:
         raise UsageError(
-            f"--data_dir: expected {expected}; received {str(directory)!r}: {error.strerror}"
+            f"data_dir: expected {expected}; received {str(directory)!r}: {error.strerror}"
         ) from None
 
 
@@ -85,7 +85,7 @@ def open_folder(directory: pathlib.Path, split: str) -> Source:
             problems.append(Problem(str(folder / name), f"is no class in train ({count:,} images)"))
     bar.close()
     if not numbers:
-        raise UsageError(f"--data_dir: expected images of the classes in {folder}; there are none")
+        raise UsageError(f"data_dir: expected images of the classes in {folder}; there are none")
     say(_summary(folder, len(numbers), len(classes), others))
     return _source(folder, classes, bytes(names), np.array(ends), np.array(numbers), problems)
 

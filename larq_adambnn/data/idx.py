@@ -142,7 +142,7 @@ def _files(directory: pathlib.Path, split: str) -> dict[str, tuple[pathlib.Path,
         path = _find(directory, split, kind, rank)
         if path is None:
             raise UsageError(
-                f"--data_dir: expected {_PREFIXES[split][0]}-{kind}-idx{rank}-ubyte[.gz] in "
+                f"data_dir: expected {_PREFIXES[split][0]}-{kind}-idx{rank}-ubyte[.gz] in "
                 f"{directory}; it is not there"
             )
         files[kind] = (path, rank)

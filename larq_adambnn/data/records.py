@@ -28,7 +28,7 @@ def split_name(dataset: str) -> tuple[str, str]:
     """(name in TFDS, split to train on) of `name[:split]`; the name may have a version."""
     match = _NAME.fullmatch(dataset)
     if match is None:
-        raise UsageError(f"--dataset: expected NAME or NAME:SPLIT; received {dataset!r}")
+        raise UsageError(f"dataset: expected NAME or NAME:SPLIT; received {dataset!r}")
     return match["name"], match["split"] or "train"
 
 
@@ -73,12 +73,12 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
     except (KeyError, ValueError, AssertionError):
         names = ", ".join(builder.info.splits)
         raise SplitError(
-            f"--split: expected one of {names} of {name}, or a part such as train[:80%]; "
+            f"split: expected one of {names} of {name}, or a part such as train[:80%]; "
             f"received {split!r}"
         ) from None
     records = _Records(instructions)
     if not len(records):
-        raise SplitError(f"--split: expected examples in {split} of {name}; there are none")
+        raise SplitError(f"split: expected examples in {split} of {name}; there are none")
     class_names, channels = describe(name, data_dir)
 
     def lookup(indices):
@@ -133,10 +133,10 @@ def _record_starts(instruction) -> np.ndarray:
                 (length,) = struct.unpack("<Q", os.pread(file.fileno(), 8, position))
                 position += _HEADER + length + _FOOTER
     except OSError as error:
-        raise UsageError(f"--dataset: cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"dataset: cannot read {path}: {error.strerror}") from None
     if position != end or len(starts) != instruction.examples_in_shard:
         raise UsageError(
-            f"--dataset: expected a TFRecord file of {instruction.examples_in_shard:,} examples; "
+            f"dataset: expected a TFRecord file of {instruction.examples_in_shard:,} examples; "
             f"{path} is damaged"
         )
     first = instruction.skip
@@ -156,7 +156,7 @@ def _keys(builder) -> tuple[str, str]:
         or not isinstance(features[label], tfds.features.ClassLabel)
     ):
         raise UsageError(
-            f"--dataset: expected images with one class each; {builder.name} has "
+            f"dataset: expected images with one class each; {builder.name} has "
             f"{' '.join(str(features).split())}"
         )
     return image, label
@@ -185,7 +185,7 @@ def _builder(name: str, data_dir: str):
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"--dataset: expected digits, image_folder, idx or a name in TFDS; {reason}"
+            f"dataset: expected digits, image_folder, idx or a name in TFDS; {reason}"
         ) from error
     _keys(builder)
     return builder
@@ -195,10 +195,10 @@ def _prepared(name: str, data_dir: str):
     """The TFDS builder of a data set, downloaded and prepared."""
     builder = _builder(name, data_dir)
     by_hand = " ".join((builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split())
-    by_hand = by_hand.replace("manual_dir", "--data_dir")
+    by_hand = by_hand.replace("manual_dir", "data_dir")
     if by_hand and not builder.data_path.exists() and not _manual_files(data_dir):
         raise UsageError(
-            f"--data_dir: expected {name}, prepared or as downloaded by hand, in "
+            f"data_dir: expected {name}, prepared or as downloaded by hand, in "
             f"{data_dir or builder.data_dir!r}; there are no files. {by_hand}"
         )
     if not builder.data_path.exists():
@@ -210,11 +210,11 @@ def _prepared(name: str, data_dir: str):
         except Exception as error:
             reason = " ".join(str(error).split())[:500]
             raise UsageError(
-                f"--dataset: {name} could not be prepared: {reason} {by_hand}"
+                f"dataset: {name} could not be prepared: {reason} {by_hand}"
             ) from error
     if builder.info.file_format is not None and builder.info.file_format.value != "tfrecord":
         raise UsageError(
-            f"--dataset: expected {name} prepared as tfrecord files; "
+            f"dataset: expected {name} prepared as tfrecord files; "
             f"{builder.data_dir} holds {builder.info.file_format.value}"
         )
     return builder

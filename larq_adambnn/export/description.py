@@ -1,4 +1,4 @@
-"""export.json: what is known about a .tflite, for people, phone apps and --mode=predict."""
+"""export.json: what is known about a .tflite, for people, phone apps and `inference`."""
 
 import dataclasses
 import hashlib
@@ -235,7 +235,7 @@ def find(path: pathlib.Path, tflite: bytes) -> Description:
         if isinstance(content, dict) and content.get("sha256") == digest:
             return read(candidate)
     raise UsageError(
-        f"--tflite: expected the export.json that was written with {path.name} beside it; "
+        f"tflite: expected the export.json that was written with {path.name} beside it; "
         f"{path.parent} has none whose sha256 is {digest[:12]}..."
     )
 
@@ -288,7 +288,7 @@ def describe(export: Description) -> list[str]:
         if export.stays_float32:
             lines.append(
                 f"- {len(export.stays_float32)} LceBconv2d give float32, which is quantized "
-                "after them: LCE has no int8 output with zero padding (train with --pad_values=1)"
+                "after them: LCE has no int8 output with zero padding (train with pad_values=1)"
             )
     lines += [
         f"- check: {'passed' if check.passed else 'FAILED'} on {check.images} {check.on}",

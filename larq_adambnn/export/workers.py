@@ -1,4 +1,4 @@
-"""Processes that run a .tflite beside the main one: ``python -m larq_adambnn.export.workers``.
+"""Processes that run a .tflite beside the main one: ``python -m larq_adambnn.export.worker``.
 
 They are no children of `multiprocessing`, which would run the caller's main module again.
 What goes to and fro is pickled; both ends are this package.
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 
 __all__ = ["Workers", "workers"]
+
+_PROGRAM = "larq_adambnn.export.worker"
 
 
 class Workers:
@@ -52,7 +54,7 @@ def workers(tflite: bytes, count: int) -> Iterator[Workers]:
     try:
         for _ in range(count):
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                [sys.executable, "-m", _PROGRAM],
                 env={**os.environ, "PYTHONPATH": path},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -68,20 +70,3 @@ def workers(tflite: bytes, count: int) -> Iterator[Workers]:
             process.wait()
             process.stdin.close()
             process.stdout.close()
-
-
-def _serve() -> None:
-    """Reads a file and then images from standard input, and writes outputs until it ends."""
-    results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is not a result
-    from larq_adambnn.export import interpreter
-
-    network = interpreter.load(pickle.load(sys.stdin.buffer))
-    with contextlib.suppress(EOFError):
-        while True:
-            pickle.dump(interpreter.run(network, pickle.load(sys.stdin.buffer)), results)
-            results.flush()
-
-
-if __name__ == "__main__":
-    _serve()

@@ -51,7 +51,7 @@ def build(
     sync_batch_norm: bool = False,
     **chosen,
 ) -> tf.keras.Model:
-    """The network of a name as --model takes it: reactnet_a, reactnet18, resnet34, or larq-zoo's.
+    """The network of a name: reactnet_a, reactnet18, resnet34, or one of larq-zoo's.
 
     Args:
         name: the network.

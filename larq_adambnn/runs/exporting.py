@@ -1,10 +1,10 @@
 """The .tflite of a run, and what is known about it."""
 
 import numpy as np
-import tensorflow as tf
 
 from larq_adambnn import export
 from larq_adambnn.data import Dataset
+from larq_adambnn.data.dataset import take
 from larq_adambnn.errors import SplitError, UsageError
 from larq_adambnn.export.description import Description, info_path
 from larq_adambnn.files import replace_file
@@ -98,8 +98,8 @@ def _calibration_images(config: Config, dataset: Dataset, note: str) -> np.ndarr
     if note:
         return _random_images(dataset, count)
     if dataset.iterations_per_epoch:
-        return _take(dataset.train(), count)[0]
-    return _take(dataset.evaluation("train"), count)[0]
+        return take(dataset.train(), count)[0]
+    return dataset.examples(count, "train")[0]
 
 
 def _fine_tuning(config: Config, dataset: Dataset, note: str) -> export.FineTuning:
@@ -114,21 +114,9 @@ def _check_images(config: Config, dataset: Dataset, note: str):
     count = config.check_images or (_SMALL_COUNT if small else _LARGE_COUNT)
     if note:
         return _random_images(dataset, count), None
-    return _take(dataset.evaluation(batch_size=min(count, 64)), count)
+    return dataset.examples(count)
 
 
 def _random_images(dataset: Dataset, count: int) -> np.ndarray:
     shape = (count, *dataset.input_shape)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-def _take(batches: tf.data.Dataset, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first (images, labels)."""
-    images, labels, missing = [], [], count
-    for batch in batches.as_numpy_iterator():
-        images.append(batch[0][:missing])
-        labels.append(batch[1][:missing])
-        missing -= len(images[-1])
-        if not missing:
-            break
-    return np.concatenate(images), np.concatenate(labels)

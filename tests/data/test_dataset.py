@@ -408,7 +408,7 @@ def test_own_datasets_of_something_else():
     ):
         with pytest.raises(ValueError, match=message):
             from_own(wrong)
-    with pytest.raises(UsageError, match="--batch_size: expected at most the 20 training images"):
+    with pytest.raises(UsageError, match="batch_size: expected at most the 20 training images"):
         from_own(good, batch_size=21)
 
 
@@ -420,7 +420,7 @@ def test_split_names(folder, tmp_path, capsys):
     assert dataset.split_name("test") == "val"
     assert dataset.split_name("validation") == "val"
     assert dataset.split_name("train") == "train"
-    assert "--split=test: image_folder has none; taking val" in capsys.readouterr().out
+    assert "split=test: image_folder has none; taking val" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"expected one of train, val of image_folder.*'testing'"):
         dataset.split_name("testing")
     (folder / "test" / "china").mkdir(parents=True)
@@ -438,7 +438,7 @@ def test_a_split_is_opened_once(folder):
 
 
 def test_batches_larger_than_the_data(folder):
-    with pytest.raises(UsageError, match="--batch_size: expected at most the 14 training images"):
+    with pytest.raises(UsageError, match="batch_size: expected at most the 14 training images"):
         load(folder, batch_size=15).train()
 
 
@@ -449,7 +449,7 @@ def test_a_part_of_the_training_images_shows_every_class(folder):
     assert len(part.test_source) == len(whole.test_source)
     every = batches(whole.evaluation("train", 1), -1)
     assert_same(batches(part.evaluation("train", 1), -1), [every[i] for i in (0, 2, 5, 8, 11)])
-    with pytest.raises(UsageError, match=r"--train_images: expected at most 14, .*received 15"):
+    with pytest.raises(UsageError, match=r"train_images: expected at most 14, .*received 15"):
         load(folder, train_images=15).train()
 
 

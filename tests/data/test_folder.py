@@ -159,7 +159,7 @@ def test_files_and_folders_that_may_not_be_read():
 )
 def test_folders_that_hold_nothing(tmp_path, make, split, message):
     make(tmp_path)
-    with pytest.raises(UsageError, match=f"--data_dir: .*{message}") as raised:
+    with pytest.raises(UsageError, match=f"data_dir: .*{message}") as raised:
         folder.open_folder(tmp_path, split)
     assert "\n" not in str(raised.value)
 
@@ -168,7 +168,7 @@ def test_splits(tree):
     (tree / "test").mkdir()
     touch(tree / "test" / "1.jpg")
     assert folder.splits(tree) == ("train", "val")  # test has images without classes
-    with pytest.raises(UsageError, match="--data_dir: expected a directory"):
+    with pytest.raises(UsageError, match="data_dir: expected a directory"):
         folder.splits(tree / "missing")
 
 

@@ -131,7 +131,7 @@ def test_a_lying_header_takes_no_memory(tmp_path):
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(UsageError, match=r"--data_dir: expected train-images-idx3-ubyte\[.gz\] in"):
+    with pytest.raises(UsageError, match=r"data_dir: expected train-images-idx3-ubyte\[.gz\] in"):
         idx.open_idx(tmp_path, "train")
     write(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()

@@ -93,10 +93,10 @@ def test_training_on_a_part_and_evaluating_on_another(shards):
 @pytest.mark.parametrize(
     ("dataset", "split", "message"),
     [
-        ("nothing_like_it", "train", "--dataset: expected digits, image_folder, idx or a name in"),
-        ("digits", "tset", "--split: expected one of train, test of digits.*'tset'"),
-        ("digits", "train[:0]", "--split: expected examples in train"),
-        ("natural_questions", "train", "--dataset: expected images with one class each"),
+        ("nothing_like_it", "train", "dataset: expected digits, image_folder, idx or a name in"),
+        ("digits", "tset", "split: expected one of train, test of digits.*'tset'"),
+        ("digits", "train[:0]", "split: expected examples in train"),
+        ("natural_questions", "train", "dataset: expected images with one class each"),
     ],
 )
 def test_names_that_do_not_exist(shards, dataset, split, message):
@@ -193,7 +193,7 @@ def test_archives_that_are_missing(tmp_path, exists):
     with pytest.raises(UsageError) as raised:
         load("imagenet2012", directory)
     message = str(raised.value)
-    assert re.match(rf"--data_dir: expected imagenet2012, .* in '{directory}'", message)
+    assert re.match(rf"data_dir: expected imagenet2012, .* in '{directory}'", message)
     assert "ILSVRC2012_img_train.tar" in message and "\n" not in message
     assert directory.exists() == exists
     assert not exists or not list(directory.iterdir())
