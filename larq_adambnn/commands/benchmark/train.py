@@ -267,18 +267,18 @@ def operator_times(function: Callable[[], object]) -> dict[str, float]:
 def _print_epoch(config: Config) -> None:
     """Prints what a run adds to the steps of an epoch, if there are the data for one."""
     try:
-        times, steps = epoch_times(config)
+        times, iterations = epoch_times(config)
     except UsageError as error:
         print(f"\n(no costs of an epoch: {error})")
         return
     total = sum(times.values())
-    print(f"\nan epoch of {steps} steps, with all that a run does: {total:.1f} s")
+    print(f"\nan epoch of {iterations} iterations, with all that a run does: {total:.1f} s")
     for name, seconds in sorted(times.items(), key=lambda item: -item[1]):
         print(f"  {name:<30}{seconds:8.3f} s{100 * seconds / total:7.2f} %")
 
 
 def epoch_times(config: Config) -> tuple[dict[str, float], int]:
-    """Seconds by what an epoch spends them on, and its steps.
+    """Seconds by what an epoch spends them on, and its iterations.
 
     Of an epoch of step 2 on the labels, with a run's callbacks and files.
 
@@ -357,7 +357,7 @@ class _Clock:
 
     def _end(self, epoch, logs):
         total = time.perf_counter() - self._start
-        self.epochs.append({"steps": total - sum(self.times.values()), **self.times})
+        self.epochs.append({"iterations": total - sum(self.times.values()), **self.times})
 
     def _begin_test(self, logs=None):
         self._test = time.perf_counter(), sum(self.times.values())

