@@ -1,11 +1,12 @@
 """Going through the layer calls of a functional Keras model in their order."""
 
 import collections
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
-__all__ = ["all_nodes", "count_uses", "nodes", "recall", "walk"]
+__all__ = ["all_nodes", "call_names", "count_uses", "nodes", "recall", "unique", "walk"]
 
 
 def nodes(model: tf.keras.Model) -> list:
@@ -30,6 +31,25 @@ def all_nodes(model: tf.keras.Model) -> Iterator:
             yield from all_nodes(node.layer)
         else:
             yield node
+
+
+def call_names(model: tf.keras.Model) -> list[str]:
+    """A name for each of `all_nodes`: its layer's, but _2, _3 and so on after it if it is taken."""
+    names = [node.layer.name for node in all_nodes(model)]
+    inputs = {tensor.node.layer.name for tensor in model.inputs}
+    first, used = set(inputs), inputs.union(names)
+    for index, name in enumerate(names):
+        names[index] = unique(name, used) if name in first else name
+        first.add(name)
+    return names
+
+
+def unique(name: str, used: set[str]) -> str:
+    """A name that is not used, if need be with _2, _3 and so on; from now on it is."""
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    found = next(candidate for candidate in names if candidate not in used)
+    used.add(found)
+    return found
 
 
 def _is_model(layer) -> bool:
