@@ -37,10 +37,10 @@ real, becomes the constant that it is.
 """
 
 import dataclasses
+from collections import Counter
 
 import tensorflow as tf
 
-from larq_adambnn.export.folding import records
 from larq_adambnn.export.folding.emit import Affine, ConstantMinus, emit
 from larq_adambnn.export.folding.read import quantizer, read, signs_and_scales
 from larq_adambnn.export.folding.rules import rewrite
@@ -92,15 +92,11 @@ def fold(model: tf.keras.Model) -> Folding:
     after = rewrite(before)
     folded, small_images = emit(after, model.name)
 
-    def count(kind, found):
-        return sum(isinstance(record, kind) for record in found)
-
+    counts = [Counter(record.kind for record in records) for records in (before, after)]
     return Folding(
         folded,
-        count(records.Affine, before),
-        count(records.Affine, after),
-        count(records.Constant, before),
-        count(records.Constant, after),
+        *(count["affine"] for count in counts),
+        *(count["constant"] for count in counts),
         zero_scales,
         small_images,
     )

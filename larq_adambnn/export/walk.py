@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
-__all__ = ["all_nodes", "call_names", "count_uses", "nodes", "recall", "unique", "walk"]
+__all__ = ["all_nodes", "count_uses", "named_nodes", "nodes", "recall", "unique", "walk"]
 
 
 def nodes(model: tf.keras.Model) -> list:
@@ -33,19 +33,25 @@ def all_nodes(model: tf.keras.Model) -> Iterator:
             yield node
 
 
-def call_names(model: tf.keras.Model) -> list[str]:
-    """A name for each of `all_nodes`: its layer's, but _2, _3 and so on after it if it is taken."""
-    names = [node.layer.name for node in all_nodes(model)]
-    inputs = {tensor.node.layer.name for tensor in model.inputs}
-    first, used = set(inputs), inputs.union(names)
-    for index, name in enumerate(names):
-        names[index] = unique(name, used) if name in first else name
-        first.add(name)
-    return names
+def named_nodes(model: tf.keras.Model) -> list[tuple[str, object]]:
+    """`all_nodes`, each with a name of its own.
+
+    That is its layer's, and where that is taken, by an earlier call or by another layer, the
+    same with _2, _3 and so on.
+    """
+    found = list(all_nodes(model))
+    taken = {tensor.node.layer.name for tensor in model.inputs}
+    used = taken.union(node.layer.name for node in found)
+    named = []
+    for node in found:
+        name = node.layer.name
+        named.append((unique(name, used) if name in taken else name, node))
+        taken.add(name)
+    return named
 
 
 def unique(name: str, used: set[str]) -> str:
-    """A name that is not used, if need be with _2, _3 and so on; from now on it is."""
+    """A name, if need be with _2, _3 and so on, that is not used; now it is."""
     names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
     found = next(candidate for candidate in names if candidate not in used)
     used.add(found)

@@ -4,8 +4,8 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.export.folding import records
-from larq_adambnn.export.folding.read import quantizer
+from larq_adambnn.export.folding.read import has_relu, quantizer
+from larq_adambnn.export.folding.records import Record
 from larq_adambnn.export.walk import recall, unique
 from larq_adambnn.layers import KERNELS, Shift
 
@@ -41,114 +41,121 @@ class ConstantMinus(tf.keras.layers.Layer):
         return self.constant - inputs
 
 
-def emit(found: list[records.Record], name: str) -> tuple[tf.keras.Model, list[str]]:
+def emit(records: list[Record], name: str) -> tuple[tf.keras.Model, list[str]]:
     """The model of records.
 
-    A record's layer has the record's name.  What is new is named after what reads it, or
-    what it is made of.
+    A layer has its record's name; a further one is named after what it belongs to.
 
     Returns:
         The model; and the binary layers that pad images smaller than their kernel with zeros.
     """
-    emitter = _Emitter(found)
-    for record in found:
+    emitter = _Emitter(records)
+    for record in records:
         emitter.add(record)
     outputs = emitter.outputs if len(emitter.outputs) > 1 else emitter.outputs[0]
     return tf.keras.Model(emitter.inputs, outputs, name=name), emitter.small_images
 
 
 class _Emitter:
-    """The layers of the records so far."""
+    """Builds the layers of records one after the other."""
 
-    def __init__(self, found):
+    def __init__(self, records):
         self.inputs, self.outputs, self.small_images = [], [], []
         self._tensors = {}
-        self._used = {r.name for r in found if not isinstance(r, records.Constant)}
-        self._readers = {value: r.name for r in reversed(found) for value in r.inputs}
+        self._used = {record.name for record in records if record.kind != "constant"}
+        self._readers = {value: r.name for r in reversed(records) for value in r.inputs}
 
-    def add(self, record):
+    def add(self, record: Record) -> None:
         given = [self._tensors[value] for value in record.inputs]
-        match record:
-            case records.Input(tensor=tensor):
-                made = tf.keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=record.name)
-                self.inputs.append(made)
-            case records.Output():
-                self.outputs += given
-                made = ()
-            case records.Constant():
-                name = self._name(f"{self._readers[record.outputs[0]]}_shift")
-                made = _call(_like(Shift, given[0], name), given[0], record.values)
-            case records.PReLU():
-                axes = list(range(1, given[0].shape.rank - 1))
-                prelu = _like(tf.keras.layers.PReLU, given[0], record.name, shared_axes=axes)
-                made = _call(prelu, given[0], record.slope)
-            case records.Affine():
-                made = _affine(given[0], record.name, record.scale, record.bias)
-            case records.Dense(layer=layer):
-                dense = _like(tf.keras.layers.Dense, given[0], record.name, units=layer.units)
-                made = _call(dense, given[0], record.kernel * record.scale, record.bias)
-            case records.Convolution(binary=True):
-                made = self._binary(record, *given)
-            case records.Convolution():
-                conv = _plain(record, activation=None, use_bias=True)
-                made = _call(conv, given[0], record.kernel * record.scale, record.bias)
-            case records.Passing():
-                made = _copy(record)(given if len(given) > 1 else given[0])
-            case records.Other(node=None):
-                made = _copy(record)(*given)
-            case records.Other():
-                copy = _copy(record)
-                made = recall(copy, record.node, given)
-                with lq.context.quantized_scope(True):
-                    copy.set_weights(record.layer.get_weights())
+        made = getattr(self, f"_{record.kind}")(record, *given)
         self._tensors.update(zip(record.outputs, tf.nest.flatten(made), strict=True))
 
-    def _name(self, name: str) -> str:
-        return unique(name, self._used)
+    def _input(self, record):
+        tensor = record.layer.output
+        self.inputs.append(tf.keras.Input(tensor.shape[1:], dtype=tensor.dtype, name=record.name))
+        return self.inputs[-1]
+
+    def _output(self, record, tensor):
+        self.outputs.append(tensor)
+        return []
+
+    def _constant(self, record, tensor):
+        name = self._further(self._readers[record.outputs[0]], "shift")
+        return _call(Shift, name, tensor, record.bias)
+
+    def _affine(self, record, tensor):
+        return _call(Affine, record.name, tensor, record.scale, record.bias)
+
+    def _prelu(self, record, tensor):
+        options = {
+            "shared_axes": list(range(1, tensor.shape.rank - 1)),
+            "dtype": record.layer.dtype,
+        }
+        return _call(tf.keras.layers.PReLU, record.name, tensor, record.scale, **options)
+
+    def _dense(self, record, tensor):
+        weights = record.kernel * record.scale, record.bias
+        options = {"units": record.layer.units, "dtype": record.layer.dtype}
+        return _call(tf.keras.layers.Dense, record.name, tensor, *weights, **options)
+
+    def _convolution(self, record, tensor):
+        weights = record.kernel * record.scale, record.bias
+        return _plain(record, tensor, *weights, activation=None, use_bias=True)
 
     def _binary(self, record, tensor):
-        """A convolution with +1 and -1, and what is to be fused into it."""
-        layer, scale, bias = record.layer, record.scale, record.bias
-        correction = _correction(layer, record.kernel, tensor.shape)
-        relu = record.relu and correction is None
-        conv = _plain(
-            record,
-            activation="relu" if relu else None,
-            use_bias=False,
-            pad_values=layer.pad_values if correction is None else 1.0,
-        )
-        outputs = _call(conv, tensor, record.kernel)
+        """The convolution, and what LCE fuses into it."""
+        scale, bias = record.scale, record.bias
+        correction, relu = _correction(record, tensor.shape), has_relu(record.layer)
+        options = {"use_bias": False, "activation": "relu" if relu else None}
+        if correction is not None:
+            options |= {"pad_values": 1.0, "activation": None}
+        tensor = _plain(record, tensor, record.kernel, **options)
         if correction is not None:
             self.small_images.append(record.name)
-            inner = (1.0, 0.0) if record.relu else (scale, bias)
-            name = self._name(f"{record.name}_minus")
-            outputs = _affine(outputs, name, -inner[0], -inner[1])
-            minus = _like(ConstantMinus, outputs, self._name(f"{record.name}_padding"))
-            outputs = _call(minus, outputs, inner[0] * correction)
-            if not record.relu:
-                return outputs
-            outputs = tf.keras.layers.Activation("relu", name=self._name(f"{record.name}_relu"))(
-                outputs
-            )
-        if np.any(scale != 1) or np.any(bias):
-            outputs = _affine(outputs, self._name(f"{record.name}_scale"), scale, bias)
+            inner = (1.0, 0.0) if relu else (scale, bias)
+            name = self._further(record.name, "minus")
+            tensor = _call(Affine, name, tensor, -inner[0], -inner[1])
+            name = self._further(record.name, "padding")
+            tensor = _call(ConstantMinus, name, tensor, inner[0] * correction)
+            if not relu:
+                return tensor
+            tensor = _call(tf.keras.layers.ReLU, self._further(record.name, "relu"), tensor)
+        if np.all(scale == 1) and not np.any(bias):
+            return tensor
+        return _call(Affine, self._further(record.name, "scale"), tensor, scale, bias)
+
+    def _pool(self, record, tensor):
+        return _copy(record)(tensor)
+
+    def _sum(self, record, *tensors):
+        return _copy(record)(tensors)
+
+    _concatenation = _sum
+
+    def _other(self, record, *tensors):
+        copy = _copy(record)
+        if record.node is None:
+            return copy(*tensors)
+        outputs = recall(copy, record.node, tensors)
+        with lq.context.quantized_scope(True):
+            copy.set_weights(record.layer.get_weights())
         return outputs
 
+    def _further(self, name: str, part: str) -> str:
+        return unique(f"{name}_{part}", self._used)
 
-def _call(layer, tensor, *weights: np.ndarray):
-    """What a new layer gives, with weights that may be broadcast."""
+
+def _call(kind, name: str, tensor, *weights: np.ndarray, **options):
+    """What a new layer gives, with weights that are broadcast to their shapes."""
+    options = {"name": name, "dtype": tensor.dtype.name} | options
+    return _with(kind(**options), tensor, weights)
+
+
+def _with(layer, tensor, weights):
     outputs = layer(tensor)
     pairs = zip(weights, layer.weights, strict=True)
     layer.set_weights([np.broadcast_to(values, weight.shape) for values, weight in pairs])
     return outputs
-
-
-def _like(kind, tensor, name: str, **options):
-    return kind(name=name, dtype=tensor.dtype.name, **options)
-
-
-def _affine(tensor, name: str, scale, bias):
-    return _call(_like(Affine, tensor, name), tensor, scale, bias)
 
 
 def _copy(record):
@@ -161,8 +168,8 @@ def _copy(record):
     return type(layer).from_config(config)
 
 
-def _plain(record, **changes) -> tf.keras.layers.Conv2D:
-    """A convolution like a record's that takes its kernel as it is."""
+def _plain(record, tensor, *weights: np.ndarray, **changes):
+    """What a convolution like a record's gives that takes its kernel as it is."""
     layer = record.layer
     kind = lq.layers.QuantConv2D if hasattr(layer, "input_quantizer") else type(layer)
     config = layer.get_config() | {"name": record.name, "kernel_initializer": "zeros"} | changes
@@ -173,15 +180,16 @@ def _plain(record, **changes) -> tf.keras.layers.Conv2D:
         config[name] = None
     if layer.kernel_size == (1, 1):  # there is nothing to pad
         config["padding"] = "valid"
-    return kind.from_config(config)
+    return _with(kind.from_config(config), tensor, weights)
 
 
-def _correction(layer, signs: np.ndarray, shape: tf.TensorShape) -> np.ndarray | None:
+def _correction(record, shape: tf.TensorShape) -> np.ndarray | None:
     """What to add to a convolution (H, W, C) that pads with ones where zeros are meant.
 
     None where LCE itself pads with zeros: it can for images that are not smaller than the
     kernel (its zero_padding_correction.h assumes that they are not).
     """
+    layer, signs = record.layer, record.kernel
     sizes = shape[1:3]
     spans = [(k - 1) * d + 1 for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
     if (

@@ -1,15 +1,17 @@
 """Reading: from a Keras model to records."""
 
+import itertools
+
 import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.export.folding import records
-from larq_adambnn.export.walk import call_names, walk
+from larq_adambnn.export.folding.records import Record
+from larq_adambnn.export.walk import named_nodes, walk
 from larq_adambnn.layers import BinaryConv2D, Rotate180, RPReLU, Shift
 from larq_adambnn.quantizers import Switchable
 
-__all__ = ["quantizer", "read", "signs_and_scales"]
+__all__ = ["has_relu", "quantizer", "read", "signs_and_scales"]
 
 _POOLS = (
     Rotate180,
@@ -22,7 +24,7 @@ _CONVOLUTIONS = (BinaryConv2D, lq.layers.QuantConv2D, tf.keras.layers.Conv2D)
 _IDENTITIES = (tf.keras.layers.Dropout, tf.keras.layers.SpatialDropout2D)
 
 
-def read(model: tf.keras.Model) -> tuple[list[records.Record], dict[str, int]]:
+def read(model: tf.keras.Model) -> tuple[list[Record], dict[str, int]]:
     """The records of a model's inference, each with a name of its own.
 
     Models in it are read as if their layers stood in their place; a layer that is called
@@ -62,61 +64,62 @@ def signs_and_scales(layer) -> tuple[np.ndarray, np.ndarray] | None:
     return (signs, scales) if np.array_equal(signs * scales, kernel) else None
 
 
+def has_relu(layer) -> bool:
+    """Whether a binary layer's activation can come before its scale, which LCE fuses."""
+    return layer.activation is tf.keras.activations.relu and not layer.use_bias
+
+
 class _Reader:
-    """Goes through a model and adds records for each call of a layer."""
+    """Goes through a model and adds a record, or a few, for each call of a layer."""
 
     def __init__(self, model):
         self.records, self.zero_scales = [], {}
-        self._values = 0
-        names = iter(call_names(model))
-        inputs = [
-            self._add(records.Input, tensor.node.layer.name, (), tensor) for tensor in model.inputs
-        ]
+        self._values = itertools.count()
+        names = (name for name, _ in named_nodes(model))  # in the order of `walk`
+        inputs = []
+        for tensor in model.inputs:
+            inputs += self._add("input", tensor.node.layer.name, (), layer=tensor.node.layer)
         outputs = walk(model, inputs, lambda node, given: self._read(node, next(names), given))
         for value, name in zip(outputs, model.output_names, strict=True):
-            self.records.append(records.Output(name, (value,), ()))
+            self._add("output", name, [value], 0, sink=True)
 
-    def _add(self, kind, name: str, inputs, *fields, **options) -> int:
-        """The value of a new record with one output."""
-        value = self._new_value()
-        self.records.append(kind(name, tuple(inputs), (value,), *fields, **options))
-        return value
-
-    def _new_value(self) -> int:
-        self._values += 1
-        return self._values - 1
+    def _add(self, kind: str, name: str, inputs, count: int = 1, **fields) -> list[int]:
+        """The outputs of a new record."""
+        outputs = list(itertools.islice(self._values, count))
+        self.records.append(Record(kind, name, tuple(inputs), tuple(outputs), **fields))
+        return outputs
 
     def _read(self, node, name: str, given: list[int]) -> list[int]:
-        """The values of a call's outputs, for those of its inputs."""
+        """What stands for the outputs of a call, given its name and what does for its inputs."""
         layer, kind = node.layer, type(node.layer)
+        widths = tuple(tensor.shape[-1] for tensor in node.keras_inputs)
         if getattr(layer, "data_format", "channels_last") == "channels_last":
             if kind in _IDENTITIES or (kind is tf.keras.layers.Activation and _is_linear(layer)):
                 return given
             if kind is Shift:
-                return [self._add(records.Constant, name, given, _vector(layer.shift))]
+                return self._add("constant", name, given, bias=_vector(layer.shift))
             if kind is RPReLU:
-                value = self._add(records.Constant, name, given, _vector(layer.shift_in))
-                value = self._add(records.PReLU, name, [value], _vector(layer.slope))
-                return [self._add(records.Constant, name, [value], _vector(layer.shift_out))]
+                given = self._add("constant", name, given, bias=_vector(layer.shift_in))
+                slope = _vector(layer.slope)
+                given = self._add("prelu", name, given, layer=layer, scale=slope, sink=True)
+                return self._add("constant", name, given, bias=_vector(layer.shift_out))
             if kind is tf.keras.layers.BatchNormalization and _on_channels(node, layer.axis):
-                return [self._add(records.Affine, name, given, *_scale_and_bias(layer))]
+                return self._add("affine", name, given, **_scale_and_bias(layer))
             if kind in _POOLS:
-                return [self._add(records.Pool, name, given, layer)]
+                return self._add("pool", name, given, layer=layer)
             if kind in _CONVOLUTIONS:
-                return [self._convolution(layer, name, given)]
+                return self._convolution(layer, name, given)
             if kind is tf.keras.layers.Dense and _is_linear(layer):
-                scale, kernel = np.ones(layer.units), layer.kernel.numpy()
-                return [self._add(records.Dense, name, given, scale, _bias(layer), kernel, layer)]
-            widths = tuple(tensor.shape[-1] for tensor in node.keras_inputs)
+                weights = {"kernel": layer.kernel.numpy(), "scale": np.ones(layer.units)}
+                return self._add("dense", name, given, layer=layer, bias=_bias(layer), **weights)
             if kind is tf.keras.layers.Add and len(set(widths)) == 1:
-                return [self._add(records.Sum, name, given, layer)]
+                return self._add("sum", name, given, layer=layer)
             if kind is tf.keras.layers.Concatenate and _on_channels(node, layer.axis):
-                return [self._add(records.Concatenation, name, given, layer, widths)]
-        values = [self._new_value() for _ in tf.nest.flatten(node.outputs)]
-        self.records.append(records.Other(name, tuple(given), tuple(values), layer, node))
-        return values
+                return self._add("concatenation", name, given, layer=layer, widths=widths)
+        count = len(tf.nest.flatten(node.outputs))
+        return self._add("other", name, given, count, layer=layer, node=node, sink=True)
 
-    def _convolution(self, layer, name: str, given: list[int]) -> int:
+    def _convolution(self, layer, name: str, given: list[int]) -> list[int]:
         form = signs_and_scales(layer)
         if form is None:
             with lq.context.quantized_scope(True):
@@ -125,34 +128,30 @@ class _Reader:
             kernel, scale = form
             if not scale.all():
                 self.zero_scales[name] = int(np.sum(scale == 0))
-        # No scale is negative, so that a ReLU may come before it, where LCE fuses it
-        relu = form is not None and layer.activation is tf.keras.activations.relu
-        relu = relu and not layer.use_bias
+        relu = form is not None and has_relu(layer)
         unpadded = layer.padding == "valid" or layer.kernel_size == (1, 1)
         signed = quantizer(layer, "input_quantizer") is not None
-        value = self._add(
-            records.Convolution,
+        given = self._add(
+            "convolution" if form is None else "binary",
             name,
             given,
-            scale.astype(np.float64),
-            _bias(layer),
-            kernel,
-            layer,
-            binary=form is not None,
-            relu=relu,
-            sink=signed or relu or not unpadded or layer.groups > 1,
+            layer=layer,
+            kernel=kernel,
+            scale=scale.astype(np.float64),
+            bias=_bias(layer),
+            sink=signed or relu or layer.groups > 1 or not unpadded,
         )
         if relu or _is_linear(layer):
-            return value
+            return given
         activation = tf.keras.layers.Activation(layer.activation, dtype=layer.dtype)
-        return self._add(records.Other, f"{name}_activation", [value], activation)
+        return self._add("other", f"{name}_activation", given, layer=activation, sink=True)
 
 
-def _scale_and_bias(batch_norm) -> tuple[np.ndarray, np.ndarray]:
+def _scale_and_bias(batch_norm) -> dict[str, np.ndarray]:
     scale = 1 / np.sqrt(_vector(batch_norm.moving_variance) + batch_norm.epsilon)
     scale *= _vector(batch_norm.gamma) if batch_norm.scale else 1
     beta = _vector(batch_norm.beta) if batch_norm.center else 0
-    return scale, beta - scale * _vector(batch_norm.moving_mean)
+    return {"scale": scale, "bias": beta - scale * _vector(batch_norm.moving_mean)}
 
 
 def _bias(layer) -> np.ndarray:

@@ -1,160 +1,74 @@
-"""What a network is while it is folded: a list of records, each of one operation.
-
-The list is in the order of computation.  A value is a number: the output of one record, and
-an input of any later ones.  Vectors have an entry for each channel.
-
-A constant (C,) that is added to a value can be added later instead where nothing but a
-linear function comes between: `Record.moved` says how.  A record where it can not is a sink.
-"""
+"""What a network is while it is folded: a list of records in the order of computation."""
 
 import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
-__all__ = [
-    "Affine",
-    "Concatenation",
-    "Constant",
-    "Convolution",
-    "Dense",
-    "Input",
-    "Linear",
-    "Other",
-    "Output",
-    "PReLU",
-    "Passing",
-    "Pool",
-    "Record",
-    "Sum",
-]
+__all__ = ["LINEAR", "PASSING", "Record"]
 
-_record = dataclasses.dataclass(frozen=True, eq=False)
+LINEAR = ("affine", "dense", "convolution", "binary")
+PASSING = ("sum", "pool", "concatenation")
 
 
-@_record
+@dataclasses.dataclass(frozen=True, eq=False)
 class Record:
-    """One operation, from values to values."""
+    """An operation on values, which are numbers: each the output of one record.
 
+    ============= =====================================================================
+    kind          what it computes of its inputs, with vectors of an entry per channel
+    ============= =====================================================================
+    input, output nothing
+    constant      x + bias
+    affine        scale * x + bias, which a batch norm is
+    dense         scale * (x @ kernel) + bias
+    convolution   scale * conv(x, kernel) + bias
+    binary        the same with a kernel of +1 and -1; or scale * relu(conv(...)) + bias
+    prelu         x where that is positive, else scale * x
+    sum           their sum
+    pool          a pooling of any kind, or the image reversed
+    concatenation them in a row, along the channels
+    other         a layer without a rule
+    ============= =====================================================================
+
+    Attributes:
+        kind: see above.
+        name: of the layer that is made of it.
+        inputs, outputs: its values.
+        layer: the original's that it was read from.
+        node: for "other", Keras's record of the call, unless that has one tensor.
+        scale, bias: float64 (channels,).
+        kernel: as it is quantized, of the layer's own type and shape.
+        widths: for "concatenation", the channels of each input.
+        sink: whether a constant has to be added before it, as before a sign or a padding.
+            Before any other record it can be added later instead, see `moved`.
+    """
+
+    kind: str
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-
-    sink = True
+    layer: tf.keras.layers.Layer | None = None
+    node: object = None
+    scale: np.ndarray | None = None
+    bias: np.ndarray | None = None
+    kernel: np.ndarray | None = None
+    widths: tuple[int, ...] = ()
+    sink: bool = False
 
     def moved(self, value: int, constant: np.ndarray) -> np.ndarray:
-        """What to add to the output of a record that is no sink, instead of to an input."""
-        raise NotImplementedError
+        """What to add to the output instead of adding a constant to an input."""
+        if self.kind == "sum":
+            return self.inputs.count(value) * constant
+        if self.kind == "concatenation":
+            pairs = zip(self.inputs, self.widths, strict=True)
+            return np.concatenate([constant if v == value else np.zeros(w) for v, w in pairs])
+        if self.kernel is not None:
+            *window, _, _ = range(self.kernel.ndim)
+            constant = constant @ self.kernel.sum(tuple(window), dtype=np.float64)
+        return constant if self.scale is None else self.scale * constant
 
-
-@_record
-class Input(Record):
-    tensor: tf.Tensor
-
-
-@_record
-class Output(Record):
-    pass
-
-
-@_record
-class Constant(Record):
-    """``x + values``."""
-
-    values: np.ndarray
-    sink = False
-
-
-@_record
-class PReLU(Record):
-    """``x`` where it is positive, else ``slope * x``."""
-
-    slope: np.ndarray
-
-
-@_record
-class Other(Record):
-    """A layer without a rule, and Keras's record of its call (None: it takes one tensor)."""
-
-    layer: tf.keras.layers.Layer
-    node: object = None
-
-
-@_record
-class Linear(Record):
-    """``scale * f(x) + bias``, so that affines and constants after it can become part of it."""
-
-    scale: np.ndarray
-    bias: np.ndarray
-
-
-@_record
-class Affine(Linear):
-    """``scale * x + bias``: a batch norm."""
-
-    sink = False
-
-    def moved(self, value, constant):
-        return self.scale * constant
-
-
-@_record
-class Dense(Linear):
-    """``scale * (x @ kernel) + bias``."""
-
-    kernel: np.ndarray
-    layer: tf.keras.layers.Layer
-    sink = False
-
-    def moved(self, value, constant):
-        return self.scale * (constant @ self.kernel.astype(np.float64))
-
-
-@_record
-class Convolution(Linear):
-    """``scale * conv(x, kernel) + bias``, or of the convolution's ReLU.
-
-    Of a binary one the kernel is +1 and -1.  Padding makes it a sink, or a sign before it.
-    """
-
-    kernel: np.ndarray
-    layer: tf.keras.layers.Layer
-    binary: bool = False
-    relu: bool = False
-    sink: bool = True
-
-    def moved(self, value, constant):
-        return self.scale * (constant @ self.kernel.sum((0, 1), dtype=np.float64))
-
-
-@_record
-class Passing(Record):
-    """What gives constants on as they are."""
-
-    layer: tf.keras.layers.Layer
-    sink = False
-
-
-@_record
-class Pool(Passing):
-    """A pooling of any kind, or a reversed image."""
-
-    def moved(self, value, constant):
-        return constant
-
-
-@_record
-class Sum(Passing):
-    def moved(self, value, constant):
-        return self.inputs.count(value) * constant
-
-
-@_record
-class Concatenation(Passing):
-    """Along the channels: `widths` of them from each input."""
-
-    widths: tuple[int, ...]
-
-    def moved(self, value, constant):
-        pairs = zip(self.inputs, self.widths, strict=True)
-        return np.concatenate([constant if v == value else np.zeros(w) for v, w in pairs])
+    def reading(self, old: int, new: int) -> "Record":
+        """The same of one value instead of another."""
+        inputs = tuple(new if value == old else value for value in self.inputs)
+        return dataclasses.replace(self, inputs=inputs)
