@@ -6,30 +6,34 @@ classifier and the next sign take it in, while sums, pools and concatenations pa
 What remains of a block is one addition before each sign and one for each shortcut.
 
 A model is read into a list of records, rules rewrite it until none applies, and a model is
-made of what is left.  A block of ReActNet-18 after another, from the value 0 to the value 8:
+made of what is left.  A block of ReActNet-18 and most of the next one, as they are read
+(numbers are values, letters vectors):
 
     1 = constant(0)           + a, the shift before the sign
-    2 = convolution(1)        the sign, the convolution with +1 and -1, * s for the kernel's scale
+    2 = binary(1)             * s, the sign and the convolution with +1 and -1
     3 = affine(2)             * g + b, the batch norm
     4 = sum(3, 0)             the shortcut
     5 = constant(4)           + c, the shift into the PReLU
     6 = prelu(5)
     7 = constant(6)           + d, the shift out of it
-    8 = constant(7)           + a', the next block's
-    9 = convolution(8)        * s'
+    8 = constant(7)           + a'
+    9 = binary(8)             * s'
     10 = affine(9)            * g' + b'
     11 = sum(10, 7)
+    12 = constant(11)         + c'
+    13 = prelu(12)
 
-The affines become part of the convolutions; d falls into a', and past the sum 11 towards the
-next PReLU; c and what stands before that PReLU are taken back by the convolutions:
+The affines become part of the convolutions.  d falls into a', and past the sum 11 into c'.
+The convolutions take back what then stands before the PReLUs:
 
     1 = constant(0)           + a
-    2 = convolution(1)        * g s + (b + c)
+    2 = binary(1)             * g s + (b + c)
     4 = sum(2, 0)
     6 = prelu(4)
-    8 = constant(6)           + (d + a')
-    9 = convolution(8)        * g' s' + (b' + d + c')
+    8 = constant(6)           + (a' + d)
+    9 = binary(8)             * g' s' + (b' + c' + d)
     11 = sum(9, 6)
+    13 = prelu(11)
 
 Binary kernels become exactly +1 and -1, and their scales a part of the multiplier after
 them.  That may be zero: a channel with the scale 0, for which LCE would keep the whole layer

@@ -11,7 +11,6 @@ from larq_adambnn.export import check, convert, fold, operators
 from larq_adambnn.export.doctor import diagnose
 from larq_adambnn.export.fold import signs_and_scales
 from larq_adambnn.export.folding import rules
-from larq_adambnn.export.folding.read import read
 from larq_adambnn.export.folding.records import Record
 from larq_adambnn.export.folding.rules import rewrite
 
@@ -350,15 +349,51 @@ def test_a_constant_that_is_taken_back_is_added_after_the_first_sink():
     assert stem.outputs == binary.inputs == added.inputs[1:]
 
 
-def test_the_block_in_the_docstring():
+def test_the_blocks_in_the_docstring():
+    """Its two lists, with numbers for the letters."""
+    a, b, c, d, g, s = 1, 2, 4, 8, 3, 5
+    a2, b2, c2, g2, s2 = 16, 32, 64, 7, 11
+    records = [
+        constant("0", "1", a),
+        record("binary", "1", "2", sink=True, scale=[s], bias=[0]),
+        record("affine", "2", "3", scale=[g], bias=[b]),
+        record("sum", "3 0", "4"),
+        constant("4", "5", c),
+        record("prelu", "5", "6", sink=True),
+        constant("6", "7", d),
+        constant("7", "8", a2),
+        record("binary", "8", "9", sink=True, scale=[s2], bias=[0]),
+        record("affine", "9", "10", scale=[g2], bias=[b2]),
+        record("sum", "10 7", "11"),
+        constant("11", "12", c2),
+        record("prelu", "12", "13", sink=True),
+    ]
+    found = rewrite([START, *records])
+    kinds = ["constant", "binary", "sum", "prelu"]
+    assert [r.kind for r in found] == ["input", *kinds, *kinds]
+    _, shift, conv, _, _, shift2, conv2, total, _ = found
+    assert (shift.bias, conv.scale, conv.bias) == (a, g * s, b + c)
+    assert (shift2.bias, conv2.scale, conv2.bias) == (a2 + d, g2 * s2, b2 + c2 + d)
+    assert total.inputs == (*conv2.outputs, *shift2.inputs)
+
+
+def test_a_sum_of_a_value_and_its_pool(float64):
+    """A constant in the batch norm would be added twice."""
+    images = tf.keras.Input((8, 8, 4))
+    x = tf.keras.layers.BatchNormalization(name="bn")(images)
+    x = tf.keras.layers.Add(name="add")([x, tf.keras.layers.MaxPooling2D(1, name="pool")(x)])
+    model = exports.randomized(tf.keras.Model(images, layers.RPReLU(name="rprelu")(x)))
+    assert_exact(model, fold(model).model)
+
+
+def test_numbers_that_are_not_finite_come_to_an_end():
+    """A diverged network is folded too; the check will tell."""
     model = exports.network("reactnet18", 32, 0.0625)
-    before, _ = read(model)
-    start = next(i for i, r in enumerate(before) if r.name == "block2_shift")
-    block = ["constant", "binary", "affine", "sum", "constant", "prelu", "constant"]
-    assert [r.kind for r in before[start : start + 7]] == block
-    after = rewrite(before)
-    start = next(i for i, r in enumerate(after) if r.name == "block2_conv3x3") - 1
-    assert [r.kind for r in after[start : start + 4]] == ["constant", "binary", "sum", "prelu"]
+    for layer in model.layers[:40]:
+        for weight in layer.weights:
+            if "shift" in weight.name:
+                weight.assign(np.full(weight.shape, np.nan if len(layer.name) % 2 else np.inf))
+    assert not np.isfinite(logits(fold(model).model, exports.images(model, 1))).all()
 
 
 def block(filters=32, name=""):

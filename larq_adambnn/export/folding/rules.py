@@ -117,8 +117,9 @@ def fuse(record: Record, graph: Graph):
 def take_back(record: Record, graph: Graph):
     """A constant before a sink is in the biases of what is linear before it.
 
-    After these comes the negative constant, which falls and cancels what is left before the
-    sink.  So it has to be the first sink after them, and there must be one way to it.
+    After these comes its negative, which falls: it cancels the constant before this sink, and
+    makes up for it before the others.  So that one sink after the other becomes free, this
+    has to be the first that it reaches, and in one way only.
     """
 
     def takers(value, constant) -> dict[Record, np.ndarray] | None:
@@ -139,7 +140,7 @@ def take_back(record: Record, graph: Graph):
 
     for constant in graph.before(record, ["constant"]) if record.sink else ():
         found = takers(constant.inputs[0], constant.bias)
-        if found:
+        if found and np.isfinite(constant.bias).all():  # nothing cancels the others
             return {
                 linear: graph.followed(replace(linear, bias=linear.bias + added), -added, new)
                 for new, (linear, added) in enumerate(found.items())
@@ -154,10 +155,10 @@ RULES = (drop, merge, share, fall, fall_in, fuse, take_back)
 def rewrite(records: list[Record], rules=RULES) -> list[Record]:
     """Applies the first rule that applies to a record, again and again, until none does.
 
-    That ends.  `take_back` frees one sink of a constant, and changes only what is added
-    before later sinks; no other rule changes what is added before any.  So it applies a
-    limited number of times.  Between them every rule leaves a constant with a shorter way
-    down, or a record less.
+    That ends.  A step of `take_back` leaves nothing to add before one sink, and changes only
+    what is added before later ones; no other rule changes what is added before any, so these
+    steps are limited.  Between them every step leaves a constant with a shorter way down, or
+    a record less.
     """
     while True:
         graph = Graph(records)
