@@ -10,7 +10,7 @@ from larq_adambnn.export.doctor import bits, packed_signs
 from larq_adambnn.export.fold import quantizer
 from larq_adambnn.export.interpreter import predictions
 from larq_adambnn.export.tflite import Graph, with_outputs
-from larq_adambnn.export.walk import all_nodes, recall, walk
+from larq_adambnn.export.walk import named_nodes, recall, walk
 
 __all__ = ["Check", "check"]
 
@@ -94,7 +94,7 @@ def check(
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     graph = Graph(tflite)
     places, all_signs = packed_signs(model, graph)
-    channels = {n.layer.name: n.keras_inputs[0].shape[-1] for n in all_nodes(model)}
+    channels = {name: n.keras_inputs[0].shape[-1] for name, n in named_nodes(model)}
     probe = with_outputs(tflite, list(places.values()))
     size = max(_LEAST_IMAGES, _LEAST_PIXELS // (images.shape[1] * images.shape[2]))
     batches = [images[start : start + size] for start in range(0, len(images), size)]
@@ -132,15 +132,17 @@ def _run(model, images: np.ndarray, names, negative=None) -> tuple[np.ndarray, d
         negative: signs to use instead, by layer; what is returned are the model's own.
     """
     own = {}
+    calls = iter(named_nodes(model))
 
     def call(node, tensors):
         layer = node.layer
-        if layer.name in names:
+        name, _ = next(calls)
+        if name in names:
             sign = quantizer(layer, "input_quantizer")
             values = tensors[0] if sign is None else sign(tensors[0])
-            own[layer.name] = values.numpy() < 0
+            own[name] = values.numpy() < 0
             if negative is not None:
-                tensors = [tf.where(negative[layer.name], -1.0, 1.0)]
+                tensors = [tf.where(negative[name], -1.0, 1.0)]
         return tf.nest.flatten(recall(layer, node, tensors))
 
     (logits,) = walk(model, [tf.constant(images, tf.float32)], call)

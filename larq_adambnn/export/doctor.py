@@ -10,10 +10,19 @@ import tensorflow as tf
 
 from larq_adambnn.export.fold import quantizer, signs_and_scales
 from larq_adambnn.export.tflite import Graph, Operator
-from larq_adambnn.export.walk import all_nodes
+from larq_adambnn.export.walk import named_nodes
 from larq_adambnn.layers import KERNELS
 
-__all__ = ["Diagnosis", "binary_layers", "bits", "converted", "diagnose", "pack", "packed_signs"]
+__all__ = [
+    "Diagnosis",
+    "binary_calls",
+    "binary_layers",
+    "bits",
+    "converted",
+    "diagnose",
+    "pack",
+    "packed_signs",
+]
 
 _REAL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
@@ -23,7 +32,7 @@ class Diagnosis:
     """What is in a .tflite, against the Keras model that it was made of.
 
     Attributes:
-        converted: index of the LceBconv2d operator by the layer's name.
+        converted: index of the LceBconv2d operator by the layer's name (see `binary_calls`).
         float_layers: (reason, advice) of each binary layer that is computed in real
             arithmetic, by its name.
         operators: by kind, the most frequent first: count, weight_bytes, binary_macs and
@@ -48,9 +57,9 @@ def diagnose(model: tf.keras.Model, tflite: bytes, folded: tf.keras.Model) -> Di
         folded: the form of it that was converted.
     """
     graph = Graph(tflite)
-    layers = list(binary_layers(model))
-    found = converted(layers, graph)
-    left = [layer for layer in layers if layer.name not in found]
+    calls = binary_calls(model)
+    found = converted(calls, graph)
+    left = {name: layer for name, layer in calls.items() if name not in found}
     reasons = _reasons(left, folded) if left else {}
     return Diagnosis(found, reasons, _summary(graph))
 
@@ -66,6 +75,12 @@ def binary_layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
         )
         if (one_bit or _has_binary_kernel(layer)) and not _on_image(layer):
             yield layer
+
+
+def binary_calls(model: tf.keras.Model) -> dict[str, tf.keras.layers.Layer]:
+    """The binary layers by name; one that is called twice has two, as in `named_nodes`."""
+    binary = set(map(id, binary_layers(model)))
+    return {name: node.layer for name, node in named_nodes(model) if id(node.layer) in binary}
 
 
 def _has_binary_kernel(layer) -> bool:
@@ -100,22 +115,25 @@ def bits(words: np.ndarray, channels: int) -> np.ndarray:
     return np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")[..., :channels] > 0
 
 
-def converted(layers, graph: Graph) -> dict[str, int]:
-    """Index of the LceBconv2d of each layer, by name: the one that holds its very signs."""
+def converted(calls: dict[str, tf.keras.layers.Layer], graph: Graph) -> dict[str, int]:
+    """Index of the LceBconv2d of each layer, by name: the one that holds its very signs.
+
+    Several with the same signs, as of a layer that is called twice, are in the same order.
+    """
     filters = collections.defaultdict(list)
     for index, operator in enumerate(graph.operators):
         if operator.kind == "LceBconv2d":
             words = graph.constant(operator.inputs[1])
             filters[words.shape, words.tobytes()].append(index)
     found = {}
-    for layer in layers:
+    for name, layer in calls.items():
         form = signs_and_scales(layer) if hasattr(layer, "kernel") else None
         if form is None or form[0].ndim != 4:
             continue
         words = pack(form[0].transpose(3, 0, 1, 2) < 0)
         same = filters[words.shape, words.tobytes()]
         if same:
-            found[layer.name] = same.pop(0)
+            found[name] = same.pop(0)
     return found
 
 
@@ -134,32 +152,31 @@ def packed_signs(model: tf.keras.Model, graph: Graph) -> tuple[dict[str, int], b
     """
     found = {
         name: graph.operators[index].inputs[0]
-        for name, index in converted(binary_layers(model), graph).items()
+        for name, index in converted(binary_calls(model), graph).items()
     }
     quantized = [op.outputs[0] for op in graph.operators if op.kind == "LceQuantize"]
     left = [tensor for tensor in quantized if tensor not in found.values()]
     takers = {}  # LCE computes the signs of one tensor once
-    for node in all_nodes(model):
+    times = collections.Counter()  # that a node was met: a model may be called twice
+    for name, node in named_nodes(model):
+        times[id(node)] += 1
         if getattr(quantizer(node.layer, "input_quantizer"), "precision", None) == 1:
-            takers.setdefault(id(node.keras_inputs[0]), []).append(node)
-    others = [taker for taker in takers.values() if found.keys().isdisjoint(_names(taker))]
-    expected = [_packed_shape(taker[0].keras_inputs[0].shape) for taker in others]
-    if expected == [tuple(graph.shape(tensor)[1:]) for tensor in left]:
-        for taker, tensor in zip(others, left, strict=True):
-            found.update(dict.fromkeys(_names(taker), tensor))
+            tensor = node.keras_inputs[0]
+            key = (id(tensor), times[id(node)])
+            takers.setdefault(key, (_packed_shape(tensor.shape), []))[1].append(name)
+    others = [taker for taker in takers.values() if found.keys().isdisjoint(taker[1])]
+    if [shape for shape, _ in others] == [tuple(graph.shape(tensor)[1:]) for tensor in left]:
+        for (_, names), tensor in zip(others, left, strict=True):
+            found.update(dict.fromkeys(names, tensor))
         left = []
     return found, not left
-
-
-def _names(taker) -> list[str]:
-    return [node.layer.name for node in taker]
 
 
 def _packed_shape(shape) -> tuple[int, ...]:
     return (*shape[1:-1], -(-shape[-1] // 32))
 
 
-def _reasons(layers, folded: tf.keras.Model) -> dict[str, tuple[str, str]]:
+def _reasons(calls, folded: tf.keras.Model) -> dict[str, tuple[str, str]]:
     """Why LCE left layers real, and what to do."""
     spec = tf.TensorSpec((1, *folded.input_shape[1:]), folded.input.dtype)
     graph = tf.function(lambda x: folded(x, training=False)).get_concrete_function(spec).graph
@@ -168,7 +185,7 @@ def _reasons(layers, folded: tf.keras.Model) -> dict[str, tuple[str, str]]:
         if operation.type == "Conv2D":
             for part in operation.name.split("/"):
                 sources.setdefault(part, _source(operation.inputs[0]))
-    return {layer.name: _reason(layer, sources.get(layer.name)) for layer in layers}
+    return {name: _reason(layer, sources.get(name)) for name, layer in calls.items()}
 
 
 def _source(tensor):

@@ -1,11 +1,12 @@
 """Going through the layer calls of a functional Keras model in their order."""
 
 import collections
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
-__all__ = ["all_nodes", "count_uses", "nodes", "recall", "walk"]
+__all__ = ["all_nodes", "count_uses", "named_nodes", "nodes", "recall", "unique", "walk"]
 
 
 def nodes(model: tf.keras.Model) -> list:
@@ -30,6 +31,31 @@ def all_nodes(model: tf.keras.Model) -> Iterator:
             yield from all_nodes(node.layer)
         else:
             yield node
+
+
+def named_nodes(model: tf.keras.Model) -> list[tuple[str, object]]:
+    """`all_nodes`, each with a name of its own.
+
+    That is its layer's, and where that is taken, by an earlier call or by another layer, the
+    same with _2, _3 and so on.
+    """
+    found = list(all_nodes(model))
+    taken = {tensor.node.layer.name for tensor in model.inputs}
+    used = taken.union(node.layer.name for node in found)
+    named = []
+    for node in found:
+        name = node.layer.name
+        named.append((unique(name, used) if name in taken else name, node))
+        taken.add(name)
+    return named
+
+
+def unique(name: str, used: set[str]) -> str:
+    """A name, if need be with _2, _3 and so on, that is not used; now it is."""
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    found = next(candidate for candidate in names if candidate not in used)
+    used.add(found)
+    return found
 
 
 def _is_model(layer) -> bool:

@@ -1,0 +1,1 @@
+"""Folding in three steps: read a model into records, rewrite them, emit a model."""
