@@ -575,15 +575,17 @@ def _flag_values() -> flags.FlagValues:
 
 
 def _line(field: dataclasses.Field, value) -> str:
+    """A line of a flagfile that is read back as this value, plain where it can be."""
     text = flag_text(value)
     line = f"--{field.name}={text}"
-    if (
-        not text.isprintable()
-        or list(_arguments(line)) != [line]
-        or _Parser(field).parse(text) != value
-    ):
-        return f"--{field.name}={json.dumps(value)}"
-    return line
+    with contextlib.suppress(UsageError):  # no row of a CSV file
+        if (
+            text.isprintable()
+            and list(_arguments(line)) == [line]
+            and _Parser(field).parse(text) == value
+        ):
+            return line
+    return f"--{field.name}={json.dumps(value)}"
 
 
 def _arguments(text: str) -> Iterator[str]:

@@ -69,7 +69,8 @@ def usage(fields: Mapping[str, dataclasses.Field], configs: Iterable[str], topic
     lines = [
         "usage: larq-adambnn [--flagfile=CONFIG] [--FLAG=VALUE ...]",
         f"       larq-adambnn --help[={'|'.join(TOPICS)}]",
-        "In a checkout, python main.py is the same.",
+        "In a checkout, python main.py is the same. A LIST has commas between its items;",
+        "an item that holds a comma itself is put into double quotes.",
     ]
     width = max(50, shutil.get_terminal_size().columns)
     for title, names in sections.items():
