@@ -1,9 +1,11 @@
 """main.py as a user types it: the modes, and mistakes in one line with nothing written."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
+import PIL.Image
 import pytest
 import small
 
@@ -62,12 +64,62 @@ def test_help_lists_the_flags():
     result = run("--help")
     assert result.returncode == 0
     assert "--weight_decay" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_summary_prints_the_papers_count():
-    result = run("--mode=summary", "--model=reactnet_a", "--dataset=imagenet2012")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.rstrip().endswith("BOPs 4.82e+09   FLOPs 1.19e+07   OPs 8.71e+07")
+@pytest.mark.parametrize("value", ["x" * 600, "x y" * 200, "x'" * 300])
+def test_long_values_are_cut_in_messages(value, tmp_path):
+    result = run("--mode=evaluate", f"--run={value}", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --run: expected a run directory (with flags.cfg);")
+    assert "..." in result.stderr
+    assert len(result.stderr) < 250
+
+
+def test_network_of_larq_zoo_without_it_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['larq_zoo'] = None; from larq_adambnn import commands; "
+        "sys.exit(commands.main(['--mode=summary', '--model=QuickNet']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert 'pip install "larq_adambnn[zoo]"' in result.stderr
+
+
+def piped(reader, *flags, unbuffered=""):
+    """(status, output, errors) of the small network's main.py before a command of the shell."""
+    command = f'"$0" "$@" | {reader}; exit ${{PIPESTATUS[0]}}'
+    result = subprocess.run(
+        ["bash", "-c", command, sys.executable, ROOT / "tests" / "small.py", *flags],
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        timeout=300,
+    )
+    return result.returncode, result.stdout, result.stderr.decode()
+
+
+SUMMARY = ("--mode=summary", "--model=reactnet18", "--dataset=digits", "--image_size=32")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("flags", [("--help",), SUMMARY], ids=["help", "summary"])
+def test_output_survives_a_reader_that_stops(flags, unbuffered):
+    status, out, err = piped("head -3", *flags, unbuffered=unbuffered)
+    assert status in (0, 141)  # all was written before, or the reader was gone
+    assert (out.count(b"\n"), err) == (3, "")
+
+
+def test_output_without_a_reader_ends_as_in_other_programs():
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, ROOT / "main.py", "--help"], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +202,13 @@ def test_evaluate_agrees_with_the_training_and_the_tflite_with_keras(trained, da
     assert tflite.returncode == 0, tflite.stderr
     top1 = [float(r.stdout.split("top-1 ")[1].split(" %")[0]) for r in (keras, tflite)]
     assert abs(top1[0] - top1[1]) <= 0.3
+
+
+def test_predictions_survive_a_reader_that_stops(trained, tmp_path, data_dir):
+    directory, _ = trained
+    for name in ("first.png", "second.png"):
+        PIL.Image.new("L", (8, 8)).save(tmp_path / name)
+    flags = ("--mode=predict", f"--run={directory}", f"--images={tmp_path}")
+    status, out, err = piped("head -1", *flags, f"--data_dir={data_dir}")
+    assert status in (0, 141)
+    assert (out.count(b"\n"), err) == (1, "")

@@ -1,10 +1,26 @@
 """Importing the package: Keras 2 is selected, or the error says what to do."""
 
+import ast
+import importlib.metadata
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10, where pytest brings the same
+    import tomli as tomllib
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def python(code):
@@ -63,3 +79,96 @@ def test_importing_defines_no_flags_and_prints_nothing():
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
+
+
+def requirements(lines):
+    found = map(Requirement, lines)
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def test_every_import_is_a_dependency():
+    imported = set()
+    for path in (ROOT / "larq_adambnn").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    imported -= {"larq_adambnn", *sys.stdlib_module_names}
+    distributions = importlib.metadata.packages_distributions()
+    needed = {canonicalize_name(distributions[module][0]) for module in imported}
+    declared = set(requirements(PROJECT["dependencies"]))
+    assert needed - declared == {"larq-zoo", "torch"}  # which are extras
+    # Keras 2 takes the place of tf.keras; tensorflow-datasets needs the other
+    assert declared - needed == {"tf-keras", "importlib-resources"}
+
+
+def test_pinned_versions_are_in_the_ranges():
+    files = ("requirements.txt", "requirements-dev.txt")
+    lines = [line for name in files for line in (ROOT / name).read_text().splitlines()]
+    pinned = requirements(line for line in lines if not line.startswith(("#", "-r")))
+    extras = PROJECT["optional-dependencies"]
+    assert set(extras) == {"gpu", "torch", "zoo"}
+    for line in (*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)):
+        requirement = Requirement(line)
+        (pin,) = pinned[canonicalize_name(requirement.name)].specifier
+        assert pin.operator == "=="
+        assert requirement.specifier.contains(pin.version), line
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The folder with a wheel and an sdist of the package."""
+    work = tmp_path_factory.mktemp("built")
+    for name in ("larq_adambnn", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, work / "source" / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, work / "source")
+    code = "from setuptools.build_meta import *; build_wheel('..'); build_sdist('..')"
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=work / "source",
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    return work
+
+
+def test_wheel_and_sdist_hold_everything(built):
+    modules = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "larq_adambnn").rglob("*")
+        if path.suffix == ".py" or path.name == "py.typed"
+    }
+    configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.cfg")}
+    assert configs
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        names = set(wheel.namelist())
+    packed = {name for name in names if ".dist-info/" not in name}
+    assert packed == modules | {f"larq_adambnn/{name}" for name in configs}
+    with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert modules | configs | {"LICENSE", "README.md", "pyproject.toml"} <= names
+
+
+def test_installed_package_finds_its_configs_and_its_command(built, tmp_path):
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "site")
+    code = (
+        "import importlib.metadata as m; from larq_adambnn.runs.config import parse; "
+        "print(parse(['--flagfile=quickstart']).dataset); "
+        "(d,) = m.distributions(name='larq_adambnn', path=['../site']); "
+        "(command,) = d.entry_points; print(command.name, command.load().__name__)"
+    )
+    (tmp_path / "empty").mkdir()
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "empty",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.stdout.split() == ["digits", "larq-adambnn", "run"], result.stderr

@@ -1,6 +1,10 @@
 """The command line: a module for each mode, and `main`, which runs the one that is asked for."""
 
 import importlib
+import os
+import re
+import select
+import signal
 import sys
 
 from larq_adambnn.errors import UsageError
@@ -11,6 +15,8 @@ __all__ = ["main", "run"]
 
 # The module in here of each mode whose name is another
 _MODULES = {"import": "import_checkpoint"}
+# A value of more than 200 characters in a message: quoted, or without a blank
+_LONG = re.compile(r"(?<!\w)(['\"])(?:(?!\1).){200,}\1(?!\w)|\S{201,}")
 
 
 def run() -> None:
@@ -20,6 +26,26 @@ def run() -> None:
 
 def main(arguments: list[str]) -> int:
     """Runs a command line and returns its exit status."""
+    try:
+        status = _main(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        # What is still to be written, at the end of Python too, goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is standard output whose pipe broke, as it does before `| head`."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors are always told
+    return bool(poll.poll(0))
+
+
+def _main(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
         config = parse(arguments)
@@ -37,18 +63,22 @@ def main(arguments: list[str]) -> int:
     except UsageError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if debug:
+        if debug or isinstance(error, BrokenPipeError):
             raise
         bad_example = importlib.import_module("larq_adambnn.data").bad_example(error)
         if bad_example:
-            print(f"error: {bad_example}", file=sys.stderr)
-            return 2
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"error: {type(error).__name__}: {reason} (--debug shows more)", file=sys.stderr)
-        return 1
+            return _fail(bad_example)
+        reason = str(error).strip() or type(error).__name__
+        return _fail(f"{type(error).__name__}: {reason} (--debug shows more)", status=1)
+
+
+def _fail(message: str, status: int = 2) -> int:
+    """Prints an error as one line, in which a very long value is cut."""
+    line = _LONG.sub(lambda value: f"{value[0][:80]}...{value[0][-40:]}", " ".join(message.split()))
+    print(f"error: {line}", file=sys.stderr)
+    return status

@@ -4,23 +4,34 @@ A flag is a field of `Config`: its default gives the type, its metadata the help
 text and the checks.  No other module reads flags.
 """
 
+import contextlib
+import csv
 import dataclasses
+import difflib
+import functools
+import json
 import math
+import os
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import flags
 
 from larq_adambnn.errors import UsageError
 from larq_adambnn.names import BAD_IMAGES, CROPS, NETWORKS, ZOO
+from larq_adambnn.runs.usage import TOPICS, flag_text, usage
 
 __all__ = ["Config", "load_run", "parse"]
 
 
-def _flag(default, help, *, choices=None, lower=None, upper=None, above=None, defines_run=True):
+def _flag(
+    topic, default, help, *, choices=None, lower=None, upper=None, above=None, defines_run=True
+):
     """A field of Config.
 
     Args:
+        topic: its group in --help, one of `TOPICS`.
         default: the flag's default; a tuple makes it a comma-separated list.
         help: one line for --help.
         choices: the only allowed values.
@@ -29,6 +40,7 @@ def _flag(default, help, *, choices=None, lower=None, upper=None, above=None, de
         defines_run: whether a run with another value is another run.
     """
     metadata = {
+        "topic": topic,
         "help": help,
         "choices": choices,
         "lower": lower,
@@ -38,6 +50,10 @@ def _flag(default, help, *, choices=None, lower=None, upper=None, above=None, de
     }
     return dataclasses.field(default=default, metadata=metadata)
 
+
+_task, _network, _data, _recipe, _run, _export = (
+    functools.partial(_flag, topic) for topic in TOPICS
+)
 
 MODES = (
     "train",
@@ -61,227 +77,223 @@ _IMAGE_SIDE = 32  # the smallest the networks take
 class Config:
     """Settings of one command; `check` has passed for every instance that `parse` returns."""
 
-    # What to do, and where
-    mode: str = _flag("train", "What to do.", choices=MODES, defines_run=False)
-    output_dir: str = _flag("", "Directory of the run.", defines_run=False)
-    run: str = _flag("", "Run directory to evaluate, export or inspect.", defines_run=False)
-    tflite: str = _flag(
+    mode: str = _task("train", "What to do.", choices=MODES, defines_run=False)
+    run: str = _task("", "Run directory to evaluate, export or inspect.", defines_run=False)
+    tflite: str = _task(
         "",
         "A .tflite file to evaluate, to predict with or to time, instead of a run.",
         defines_run=False,
     )
-    images: tuple[str, ...] = _flag(
+    images: tuple[str, ...] = _task(
         (), "Image files or folders of them for --mode=predict.", defines_run=False
     )
-    json: bool = _flag(False, "Print predictions as JSON.", defines_run=False)
-    split: str = _flag(
+    json: bool = _task(False, "Print predictions as JSON.", defines_run=False)
+    split: str = _task(
         "test",
         "Split to evaluate on, and to compare a .tflite with Keras on: test (where there is none, "
         "validation), validation, train, or a part of a TFDS split such as train[90%:].",
         defines_run=False,
     )
-    benchmark: str = _flag(
+    benchmark: str = _task(
         "data",
         "What --mode=benchmark measures.",
         choices=("data", "train", "tflite"),
         defines_run=False,
     )
-    source: str = _flag("", "PyTorch checkpoint (.pth) to import.")
-    import_step: int = _flag(
+    source: str = _task("", "PyTorch checkpoint (.pth) to import.")
+    import_step: int = _task(
         0, "Step of --order whose end the import is; 0: the last.", lower=0, upper=2
     )
-    resolution: int = _flag(
+    resolution: int = _task(
         15,
         "Points along each side of a loss surface of --mode=analyze.",
         lower=3,
         defines_run=False,
     )
-    compare: tuple[str, ...] = _flag(
+    compare: tuple[str, ...] = _task(
         (), "Run directories that --mode=analyze compares the run with.", defines_run=False
     )
-    study: str = _flag(
+    study: str = _task(
         "",
         "The paper's experiment that --mode=study repeats.",
         choices=("", "optimizers", "weight_decay", "order", "learning_rate"),
     )
-    sweep: str = _flag(
+    sweep: str = _task(
         "",
         "Directory of a finished learning_rate study; another study takes each optimizer's best "
         "rate from it.",
     )
-    seeds: int = _flag(
+    seeds: int = _task(
         3, "Seeds of a study: --seed and those after it.", lower=1, defines_run=False
     )
-    jobs: int = _flag(1, "Runs of a study at the same time.", lower=1, defines_run=False)
-    debug: bool = _flag(False, "Show tracebacks.", defines_run=False)
+    jobs: int = _task(1, "Runs of a study at the same time.", lower=1, defines_run=False)
+    debug: bool = _task(False, "Show tracebacks.", defines_run=False)
 
-    # Network
-    model: str = _flag(
+    model: str = _network(
         "reactnet_a",
         "Network; resnet34 is real-valued (a teacher), names like QuickNet are larq-zoo's.",
         choices=NETWORKS,
     )
-    width: float = _flag(1.0, "Multiplier of every channel count.", above=0, upper=16)
-    image_size: int = _flag(224, "Side of the square input in pixels.", lower=_IMAGE_SIDE)
-    num_classes: int = _flag(
+    width: float = _network(1.0, "Multiplier of every channel count.", above=0, upper=16)
+    image_size: int = _network(224, "Side of the square input in pixels.", lower=_IMAGE_SIDE)
+    num_classes: int = _network(
         0,
         "Classes, checked against the data set's; 0 takes the data set's.",
         lower=0,
         defines_run=False,
     )
-    pad_values: int = _flag(0, "What pads binary inputs: 0 as published, or 1.", choices=(0, 1))
-    stem_stride: int = _flag(
+    pad_values: int = _network(0, "What pads binary inputs: 0 as published, or 1.", choices=(0, 1))
+    stem_stride: int = _network(
         0, "Stride of a ReActNet's stem; 0: 2, and 1 for images under 64 pixels.", choices=(0, 1, 2)
     )
 
-    # Data
-    dataset: str = _flag(
+    dataset: str = _data(
         "imagenet2012",
         "digits, image_folder (train/CLASS/*, val/CLASS/*), idx (MNIST's files), or a TFDS name, "
         "with :SPLIT if another split or part than train is to be trained on.",
     )
-    data_dir: str = _flag(
+    data_dir: str = _data(
         "", "Where the data set is or, for a TFDS name, is prepared.", defines_run=False
     )
-    train_images: int = _flag(
+    train_images: int = _data(
         0, "Training images to use, evenly spaced in the data set; 0: all.", lower=0
     )
-    bad_images: str = _flag(
+    bad_images: str = _data(
         "error",
         "What an unusable image does: error stops with its name, skip reads everything once "
         "before the training and leaves out, counts and lists what cannot be used.",
         choices=BAD_IMAGES,
     )
-    crop: str = _flag(
+    crop: str = _data(
         "random_resized",
         "Training crop: random_resized (ImageNet), padded (shift by up to 1/8) or none.",
         choices=CROPS,
     )
-    flip: bool = _flag(True, "Flip training images horizontally at random.")
-    lighting: float = _flag(0.1, "Standard deviation of the PCA lighting; 0 is off.", lower=0)
-    lighting_range: int = _flag(
+    flip: bool = _data(True, "Flip training images horizontally at random.")
+    lighting: float = _data(0.1, "Standard deviation of the PCA lighting; 0 is off.", lower=0)
+    lighting_range: int = _data(
         1,
         "Lighting is added to values on 0..1 or, as in the published code, 0..255.",
         choices=(1, 255),
     )
-    randaugment: int = _flag(0, "Operations of RandAugment an image; 0 is off.", lower=0, upper=14)
-    randaugment_magnitude: int = _flag(9, "Strength of RandAugment.", lower=0, upper=30)
-    mixup: float = _flag(
+    randaugment: int = _data(0, "Operations of RandAugment an image; 0 is off.", lower=0, upper=14)
+    randaugment_magnitude: int = _data(9, "Strength of RandAugment.", lower=0, upper=30)
+    mixup: float = _data(
         0.0,
         "Beta(a, a) parameter of mixup; 0 is off. Needs a teacher, which sees the mixture.",
         lower=0,
     )
-    cutmix: float = _flag(
+    cutmix: float = _data(
         0.0, "Beta(a, a) parameter of cutmix; 0 is off. Needs a teacher, as mixup does.", lower=0
     )
 
-    # Recipe
-    order: str = _flag(
+    order: str = _recipe(
         "activations_first",
         "What is binary in each step.",
         choices=("activations_first", "weights_first", "one_step", "real_valued"),
     )
-    init_from: str = _flag(
+    init_from: str = _recipe(
         "", "Run directory whose weights the training starts from, such as an imported one."
     )
-    epochs: int = _flag(256, "Epochs of each step.", lower=1)
-    batch_size: int = _flag(256, "Images in an iteration.", lower=1)
-    microbatches: int = _flag(
+    epochs: int = _recipe(256, "Epochs of each step.", lower=1)
+    batch_size: int = _recipe(256, "Images in an iteration.", lower=1)
+    microbatches: int = _recipe(
         1,
         "Equal parts of an iteration, to save memory (gradient accumulation).",
         lower=1,
     )
-    optimizer: str = _flag(
+    optimizer: str = _recipe(
         "adam",
         "Optimizer; adam has coupled weight decay, sgd momentum 0.9.",
         choices=("adam", "adamw", "amsgrad", "sgd", "rmsprop"),
     )
-    learning_rate: float = _flag(1.25e-3, "Initial learning rate of each step.", above=0)
-    weight_decay: tuple[float, ...] = _flag(
+    learning_rate: float = _recipe(1.25e-3, "Initial learning rate of each step.", above=0)
+    weight_decay: tuple[float, ...] = _recipe(
         (5e-6, 0.0), "Weight decay of step 1 and step 2.", lower=-1, upper=1
     )
-    published_schedule: bool = _flag(
+    published_schedule: bool = _recipe(
         False, "Decay the learning rate by epochs, as the published code does, not by iterations."
     )
-    reload_best: bool = _flag(
+    reload_best: bool = _recipe(
         False, "Begin step 2 from step 1's best weights, as the published code does."
     )
-    ema: float = _flag(
+    ema: float = _recipe(
         0.0,
         "Momentum of the averaged weights that are evaluated and kept; 0: none.",
         lower=0,
         upper=0.999999,
     )
-    loss: str = _flag(
+    loss: str = _recipe(
         "distribution",
         "Training loss: the teacher's distribution, the labels, or a weighted sum of both.",
         choices=("distribution", "cross_entropy", "weighted_sum"),
     )
-    label_weight: float = _flag(
+    label_weight: float = _recipe(
         0.5, "Share of the labels' cross-entropy in --loss=weighted_sum.", lower=0, upper=1
     )
-    teacher: str = _flag(
+    teacher: str = _recipe(
         "resnet34",
         "Teacher of the distribution loss: self (the real-valued student, trained first), a run "
         "directory, resnet34, or a name of tf.keras.applications such as ResNet50.",
     )
-    teacher_weights: str = _flag(
+    teacher_weights: str = _recipe(
         "", "Weights of a named teacher: a file, or imagenet (downloads them).", defines_run=False
     )
-    teacher_epochs: int = _flag(0, "Epochs of teacher=self; 0 means those of a step.", lower=0)
-    seed: int = _flag(0, "Seed of weights, order and augmentation.", lower=0, upper=2**31 - 1)
-    deterministic: bool = _flag(True, "Use deterministic operations.")
-    precision: str = _flag(
+    teacher_epochs: int = _recipe(0, "Epochs of teacher=self; 0 means those of a step.", lower=0)
+
+    output_dir: str = _run("", "Directory of the run.", defines_run=False)
+    seed: int = _run(0, "Seed of weights, order and augmentation.", lower=0, upper=2**31 - 1)
+    deterministic: bool = _run(True, "Use deterministic operations.")
+    precision: str = _run(
         "float32",
         "Arithmetic of the training; export is float32. bfloat16 saves memory, and on processors "
         "that have it (such as AVX-512 BF16) some time for wide networks; float16 is for GPUs.",
         choices=("float32", "bfloat16", "float16"),
     )
-    strategy: str = _flag(
+    strategy: str = _run(
         "one",
         "Devices: one; mirrored, all of this machine; multi_worker, the machines in TF_CONFIG.",
         choices=("one", "mirrored", "multi_worker"),
     )
-    devices: tuple[str, ...] = _flag(
+    devices: tuple[str, ...] = _run(
         (), "Devices of --strategy=mirrored, such as GPU:0,GPU:1; all of them by default."
     )
-    sync_batch_norm: bool = _flag(False, "Batch norm over all replicas instead of each its own.")
-    checkpoint_iterations: int = _flag(
+    sync_batch_norm: bool = _run(False, "Batch norm over all replicas instead of each its own.")
+    checkpoint_iterations: int = _run(
         0,
         "Iterations between checkpoints, besides those at each epoch; 0: none.",
         lower=0,
         defines_run=False,
     )
-    snapshots: int = _flag(
+    snapshots: int = _run(
         2,
         "Weights kept of each step for --mode=analyze, evenly spaced from its first epoch to its "
         "last (with the initial ones); 0: none.",
         lower=0,
         defines_run=False,
     )
-    export: bool = _flag(
+
+    export: bool = _export(
         True, "Convert to .tflite and check it at the end of training.", defines_run=False
     )
-
-    # Export
-    allow_float_fallback: bool = _flag(
+    allow_float_fallback: bool = _export(
         False, "Export although a binary layer stays real.", defines_run=False
     )
-    check_images: int = _flag(
+    check_images: int = _export(
         0,
         "Images of --split that Keras and the .tflite are compared on; 0: 1000 of up to 64 pixels, "
         "100 of larger ones.",
         lower=0,
         defines_run=False,
     )
-    int8: bool = _flag(False, "Export what stays real in 8 bits.", defines_run=False)
-    io_type: str = _flag(
+    int8: bool = _export(False, "Export what stays real in 8 bits.", defines_run=False)
+    io_type: str = _export(
         "float",
         "Input and output of a .tflite made with --int8.",
         choices=("float", "int8"),
         defines_run=False,
     )
-    int8_epochs: int = _flag(
+    int8_epochs: int = _export(
         0, "Epochs that fine-tune what is real in a network of --int8.", lower=0, defines_run=False
     )
 
@@ -310,14 +322,12 @@ class Config:
         return [name for name, field in _fields().items() if field.metadata["defines_run"]]
 
     def lines(self) -> list[str]:
-        """Every setting as a line of a flagfile."""
-        return [f"--{f.name}={_text(getattr(self, f.name))}" for f in dataclasses.fields(self)]
+        """Every setting as a line of a flagfile, from which it is read back as it is.
 
-
-def _text(value) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(_text, value))
-    return repr(value) if isinstance(value, float) else str(value)
+        A text that a plain line cannot hold (with a line break or a blank at its end, say) is
+        written as a JSON string, and such a list as a JSON list of strings.
+        """
+        return [_line(field, getattr(self, name)) for name, field in _fields().items()]
 
 
 def _fields() -> dict[str, dataclasses.Field]:
@@ -362,10 +372,14 @@ def check(config: Config) -> Config:
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
             _check_value(name, item, field.metadata)
+        _require(
+            not isinstance(value, tuple) or "" not in value,
+            f"--{name}: expected no empty item between commas; received {flag_text(value)!r}",
+        )
     _require(
         len(config.weight_decay) == 2,
         "--weight_decay: expected two values, of step 1 and step 2, such as 5e-6,0; received "
-        f"{_text(config.weight_decay)!r}",
+        f"{flag_text(config.weight_decay)!r}",
     )
     _require(
         config.model not in ZOO or (config.width == 1 and config.pad_values == 0),
@@ -434,7 +448,7 @@ def check(config: Config) -> Config:
         _require(bool(config.study), "--study: expected the name of a study; received nothing")
         _require(bool(config.output_dir), "--output_dir: expected a directory for the study")
         _require(
-            not config.sweep or (pathlib.Path(config.sweep) / "study.csv").is_file(),
+            not config.sweep or os.path.isfile(os.path.join(config.sweep, "study.csv")),
             "--sweep: expected the directory of a learning_rate study (with study.csv); received "
             f"{config.sweep!r}",
         )
@@ -459,7 +473,7 @@ def check(config: Config) -> Config:
         _check_run(config.run, "run")
     if config.tflite:
         _require(
-            pathlib.Path(config.tflite).is_file(),
+            os.path.isfile(config.tflite),
             f"--tflite: expected a file; received {config.tflite!r}, which does not exist",
         )
     return config
@@ -467,7 +481,7 @@ def check(config: Config) -> Config:
 
 def _check_import(config: Config) -> None:
     _require(
-        pathlib.Path(config.source).is_file(),
+        os.path.isfile(config.source),
         f"--source: expected a PyTorch checkpoint; received {config.source!r}, which is no file",
     )
     _require(
@@ -490,7 +504,7 @@ def _check_teacher(config: Config) -> None:
             bool(weights), f"--teacher_weights: expected the file of {name}'s weights; none given"
         )
         _require(
-            (weights == "imagenet" and name != "resnet34") or pathlib.Path(weights).is_file(),
+            (weights == "imagenet" and name != "resnet34") or os.path.isfile(weights),
             f"--teacher_weights: expected a file; received {weights!r}, which does not exist",
         )
         return
@@ -499,50 +513,129 @@ def _check_teacher(config: Config) -> None:
 
 def _check_run(path: str, flag: str) -> None:
     _require(
-        (pathlib.Path(path) / "flags.cfg").is_file(),
+        os.path.isfile(os.path.join(path, "flags.cfg")),
         f"--{flag}: expected a run directory (with flags.cfg); received {path!r}",
     )
 
 
+# How the text of a flag is read as each type
+_KINDS = {
+    bool: ("true or false", flags.BooleanParser()),
+    int: ("a whole number", flags.IntegerParser()),
+    float: ("a number", flags.FloatParser()),
+    str: ("text", flags.ArgumentParser()),
+}
+
+
+class _Parser(flags.ArgumentParser):
+    """Reads the text of a flag as the type of its field."""
+
+    def __init__(self, field: dataclasses.Field):
+        self._field = field
+
+    def parse(self, text: str):
+        default = self._field.default
+        several = isinstance(default, tuple)
+        expected, parser = _KINDS[type((*default, "")[0] if several else default)]
+        try:
+            return tuple(map(parser.parse, _items(text))) if several else parser.parse(text)
+        except (TypeError, ValueError):
+            expected += ", or several with commas between" if several else ""
+            raise UsageError(
+                f"--{self._field.name}: expected {expected}; received {text!r}"
+            ) from None
+
+
+def _items(text: str) -> list[str]:
+    """The items of a list: a JSON list of strings, or else a row of a CSV file."""
+    if text.startswith("["):
+        with contextlib.suppress(ValueError):  # a row whose first item begins so
+            items = json.loads(text)
+            if all(isinstance(item, str) for item in items):
+                return items
+    try:
+        return [item.strip() for item in next(csv.reader([text], strict=True), ())]
+    except csv.Error as error:
+        raise ValueError(error) from None
+
+
 def _flag_values() -> flags.FlagValues:
-    """A flag for each field of Config."""
+    """A flag for each field of Config, None until it is given, and --help."""
     values = flags.FlagValues()
-    define = {
-        bool: flags.DEFINE_boolean,
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        str: flags.DEFINE_string,
-    }
     for name, field in _fields().items():
-        default, text = field.default, field.metadata["help"]
-        if field.metadata["choices"]:
-            text += f" One of {', '.join(map(str, field.metadata['choices']))}."
-        if isinstance(default, tuple):
-            default = [_text(item) for item in default]
-            flags.DEFINE_list(name, default, text, flag_values=values)
-        else:
-            define[type(default)](name, default, text, flag_values=values)
+        flag = flags.Flag(
+            _Parser(field), None, name, None, "", boolean=isinstance(field.default, bool)
+        )
+        flags.DEFINE_flag(flag, values)
     for old, new in _FORMER_NAMES.items():
         flags.DEFINE_alias(old, new, flag_values=values)
-    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
+    parser = flags.ArgumentParser()
+    flags.DEFINE_flag(flags.Flag(parser, None, "help", None, "", "h", boolean=True), values)
     return values
 
 
+def _line(field: dataclasses.Field, value) -> str:
+    """A line of a flagfile that is read back as this value, plain where it can be."""
+    text = flag_text(value)
+    line = f"--{field.name}={text}"
+    with contextlib.suppress(UsageError):  # no row of a CSV file
+        if (
+            text.isprintable()
+            and list(_arguments(line)) == [line]
+            and _Parser(field).parse(text) == value
+        ):
+            return line
+    return f"--{field.name}={json.dumps(value)}"
+
+
+def _arguments(text: str) -> Iterator[str]:
+    """The arguments in the text of a flagfile."""
+    for line in map(str.strip, text.splitlines()):
+        if not line or line.startswith(("#", "//")):
+            continue
+        name, _, value = line.partition("=")
+        field = _fields().get(name.lstrip("-"))
+        if field and isinstance(field.default, str) and value.startswith('"'):
+            with contextlib.suppress(ValueError):  # a quotation mark like another character
+                line = f"{name}={json.loads(value)}"
+        yield line
+
+
+def _shipped() -> pathlib.Path:
+    """The folder of the configs: in the package once it is installed, beside it in a checkout."""
+    package = pathlib.Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def _shipped_names() -> list[str]:
+    return sorted(path.stem for path in _shipped().glob("*.cfg"))
+
+
+def _find(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """The flagfile that a name means to one in a folder: beside it, a path, or a shipped config."""
+    shipped = _shipped()
+    for path in (folder / name, pathlib.Path(name), shipped / name, shipped / f"{name}.cfg"):
+        if os.path.isfile(path):
+            return path
+    raise UsageError(
+        f"--flagfile: expected a file, or one of {', '.join(_shipped_names())}; received {name!r}"
+    )
+
+
 def _read_flagfile(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> list[str]:
-    """The arguments in a flagfile; one it names itself is looked for beside it first."""
-    if not path.is_file():
-        raise UsageError(f"--flagfile: expected a file; received {str(path)!r}, which is none")
+    """The arguments in a flagfile and in those that it names."""
     if path.resolve() in seen:
         raise UsageError(f"--flagfile: {path} includes itself")
-    arguments = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        line = line.strip()
-        if line and not line.startswith(("#", "//")):
-            arguments.append(line)
-    return _expand(arguments, path.parent, (*seen, path.resolve()))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: expected a readable text file in UTF-8; {reason}") from None
+    return _expand(_arguments(text), path.parent, (*seen, path.resolve()))
 
 
-def _expand(arguments: list[str], folder: pathlib.Path, seen=()) -> list[str]:
+def _expand(arguments: Iterable[str], folder: pathlib.Path, seen=()) -> list[str]:
     """Replaces every --flagfile=FILE by the arguments in FILE."""
     expanded: list[str] = []
     arguments = iter(arguments)
@@ -552,21 +645,29 @@ def _expand(arguments: list[str], folder: pathlib.Path, seen=()) -> list[str]:
             expanded.append(argument)
             continue
         value = value if equals else next(arguments, "")
-        beside = folder / value
-        expanded += _read_flagfile(beside if beside.is_file() else pathlib.Path(value), seen)
+        expanded += _read_flagfile(_find(value, folder), seen)
     return expanded
 
 
-def _convert(field: dataclasses.Field, value: Any):
-    if not isinstance(field.default, tuple):
-        return value
-    kind = type(field.default[0]) if field.default else str
+def _settings(values: flags.FlagValues) -> dict[str, Any]:
+    """The flags that were given."""
+    given = {name: values[name].value for name in _fields()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _read(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags in arguments, and what follows them."""
+    values = _flag_values()
     try:
-        return tuple(kind(item) for item in value)
-    except ValueError:
+        return values, values(["main.py", *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, _fields(), 1)
+        hint = f" (--{near[0]}?)" if near else ""
         raise UsageError(
-            f"--{field.name}: expected numbers separated by commas; received {','.join(value)!r}"
+            f"--{error.flagname}: expected a flag that --help shows{hint}; received another"
         ) from None
+    except (flags.Error, ValueError) as error:
+        raise UsageError(" ".join(str(error).split())) from None
 
 
 def parse(arguments: list[str]) -> Config | str:
@@ -577,19 +678,14 @@ def parse(arguments: list[str]) -> Config | str:
     Raises:
         UsageError: an unknown flag, a wrong value, a missing file.
     """
-    values = _flag_values()
-    arguments = _expand(arguments, pathlib.Path())
-    try:
-        rest = values(["main.py", *arguments])[1:]
-    except flags.Error as error:
-        raise UsageError(" ".join(str(error).split())) from None
-    if values.help:
-        return values.get_help()
+    values, rest = _read(_expand(arguments, pathlib.Path()))
+    topic = values["help"].value
+    if topic is not None:
+        _check_value("help", topic, {"choices": ("true", *TOPICS)})
+        return usage(_fields(), _shipped_names(), topic if topic in TOPICS else "")
     if rest:
         raise UsageError(f"expected only flags (--name=value); received {rest[0]!r}")
-    return check(
-        Config(**{name: _convert(field, values[name].value) for name, field in _fields().items()})
-    )
+    return check(Config(**_settings(values)))
 
 
 def load_run(directory: str | pathlib.Path, **changes) -> Config:
@@ -598,12 +694,11 @@ def load_run(directory: str | pathlib.Path, **changes) -> Config:
     Raises:
         UsageError: the directory holds no run, or one of another version.
     """
-    directory = pathlib.Path(directory)
+    path = pathlib.Path(directory) / "flags.cfg"
     _check_run(str(directory), "run")
-    values = _flag_values()
+    arguments = _read_flagfile(path)
     try:
-        values(["main.py", *_read_flagfile(directory / "flags.cfg")])
-    except flags.Error as error:
-        raise UsageError(f"{directory}/flags.cfg: {' '.join(str(error).split())}") from None
-    settings = {name: _convert(field, values[name].value) for name, field in _fields().items()}
-    return Config(**{**settings, "output_dir": str(directory), **changes})
+        values, _ = _read(arguments)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return Config(**{**_settings(values), "output_dir": str(path.parent), **changes})

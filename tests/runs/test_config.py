@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import random
 
 import pytest
 
@@ -71,11 +72,163 @@ def test_lines_of_a_config_parse_to_the_same_config(tmp_path, teacher):
     assert config.devices == ("CPU:0", "CPU:1")
 
 
-def test_every_setting_has_a_help_text_and_a_flag():
-    text = parse(["--help"])
-    for field in dataclasses.fields(Config):
-        assert f"--{'[no]' if isinstance(field.default, bool) else ''}{field.name}" in text
-        assert field.metadata["help"].endswith(".")
+# What a line of a file cannot hold as it is, and what only looks so
+NASTY = (
+    " ",
+    " blank before",
+    "blank after ",
+    "tab after\t",
+    "two\nlines",
+    "a\n--epochs=1",
+    "end\r",
+    "form\x0cfeed",
+    "next\x85line",
+    "line\u2028separator",
+    "nul\0",
+    "#no comment",
+    "// no comment",
+    "a,b",
+    ",",
+    '"',
+    '"quoted"',
+    '"a",b',
+    '"open',
+    "it's",
+    "back\\slash",
+    "\\n",
+    "[1]",
+    '["a"]',
+    "[open",
+    "--epochs=1",
+    "=",
+    "données/猫",
+    "no-break\xa0",
+    "file\udcff.png",
+    "\ufeffmark",
+    "x" * 3000,
+)
+
+
+def test_every_text_survives_flags_cfg(tmp_path):
+    letters = "a \t\n\r\"',\\#[]=-\x85\u2028\udc80é\0"
+    random_values = random.Random(0)
+    values = [*NASTY, *("".join(random_values.choices(letters, k=6)) for _ in range(200))]
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Config)}
+    texts = [name for name, kind in kinds.items() if kind is str and name != "output_dir"]
+    lists = [name for name, kind in kinds.items() if kind is tuple and name != "weight_decay"]
+    for value in values:
+        settings = dict.fromkeys(texts, value) | dict.fromkeys(lists, (value, "plain", value))
+        config = Config(**settings, output_dir=str(tmp_path))
+        (tmp_path / "flags.cfg").write_text("\n".join(config.lines()) + "\n", encoding="utf-8")
+        assert load_run(tmp_path) == config, repr(value)
+
+
+@pytest.mark.parametrize("value", NASTY)
+def test_the_directory_of_a_run_may_have_any_name(value, tmp_path):
+    config = Config(mode="summary", output_dir=value)
+    path = tmp_path / "flags.cfg"
+    path.write_text("\n".join(config.lines()), encoding="utf-8")
+    assert parse([f"--flagfile={path}"]) == config
+
+
+def test_ordinary_lines_are_plain(tmp_path):
+    config = Config(
+        output_dir="runs/a b#c",
+        data_dir="données",
+        teacher='C:\\"x"',
+        split="train[90%:]",
+        devices=("GPU:0", "GPU:1"),
+        weight_decay=(1e-5, 0.0),
+        flip=False,
+    )
+    expected = {
+        "--output_dir=runs/a b#c",
+        "--data_dir=données",
+        '--teacher=C:\\"x"',
+        "--split=train[90%:]",
+        "--devices=GPU:0,GPU:1",
+        "--weight_decay=1e-05,0.0",
+        "--flip=False",
+        "--images=",
+        "--epochs=256",
+    }
+    assert expected <= set(config.lines())
+
+
+def test_lists_are_rows_of_a_csv_file_or_json():
+    for text in ('"a,b", c', '["a,b", "c"]'):
+        assert parse(["--mode=summary", f"--devices={text}"]).devices == ("a,b", "c")
+
+
+def test_quotation_marks_of_a_command_line_stay():
+    assert parse(["--mode=summary", '--output_dir="x"']).output_dir == '"x"'
+
+
+@pytest.mark.parametrize("name", ["images", "compare", "devices"])
+@pytest.mark.parametrize("text", ["a.png,", ",a.png", "a.png,,b.png", ",", "a.png, ", '""'])
+def test_empty_items_are_refused(name, text):
+    with pytest.raises(UsageError, match=f"--{name}: expected no empty item"):
+        parse(["--mode=summary", f"--{name}={text}"])
+
+
+def test_former_names_still_parse(tmp_path):
+    (tmp_path / "flags.cfg").write_text("--checkpoint_steps=7\n")
+    assert load_run(tmp_path).checkpoint_iterations == 7
+    arguments = ["--mode=summary", "--checkpoint_iterations=5", "--checkpoint_steps=6"]
+    assert parse(arguments).checkpoint_iterations == 6
+    assert parse([*arguments, "--checkpoint_iterations=8"]).checkpoint_iterations == 8
+    with pytest.raises(UsageError, match=r"^--checkpoint_iterations: .* received 'x'$"):
+        parse(["--checkpoint_steps=x"])
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.cfg"])
+def test_shipped_configs_are_found_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.cfg").write_text("--nosuchflag=1\n")  # not the one beside quickstart.cfg
+    config = parse([f"--flagfile={name}"])
+    assert config == parse([f"--flagfile={CONFIGS[0].parent}/quickstart.cfg"])
+    assert config.output_dir == "runs/quickstart"
+
+
+def test_a_file_goes_before_a_shipped_config_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()  # no file
+    assert parse(["--flagfile=quickstart"]).epochs == 14
+    (tmp_path / "quickstart").rmdir()
+    (tmp_path / "quickstart").write_text("--mode=summary\n--epochs=3\n")
+    assert parse(["--flagfile=quickstart"]).epochs == 3
+
+
+def test_a_config_of_ones_own_may_name_a_shipped_one(tmp_path):
+    (tmp_path / "mine.cfg").write_text("--flagfile=quickstart\n--epochs=3\n")
+    config = parse([f"--flagfile={tmp_path}/mine.cfg"])
+    assert (config.epochs, config.dataset) == (3, "digits")
+
+
+@pytest.mark.parametrize("arguments", [["--flagfile=nosuch"], ["--flagfile"], ["--flagfile="]])
+def test_a_flagfile_that_is_nowhere_is_refused_with_the_shipped_names(arguments):
+    with pytest.raises(UsageError, match=r"--flagfile: .* cifar10, .*quickstart.*; received '"):
+        parse(arguments)
+
+
+def test_a_flagfile_that_is_no_text_is_refused_with_its_name(tmp_path, monkeypatch):
+    path = tmp_path / "flags.cfg"
+    path.write_bytes(b"--epochs=3\n--output_dir=\xff\n")
+    for read in (lambda: parse([f"--flagfile={path}"]), lambda: load_run(tmp_path)):
+        with pytest.raises(UsageError, match=f"^{path}: expected .* UTF-8"):
+            read()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "read_text", refuse)
+    with pytest.raises(UsageError, match=f"^{path}: expected .*; Permission denied"):
+        load_run(tmp_path)
+
+
+def test_an_unknown_flag_is_answered_with_the_nearest():
+    with pytest.raises(UsageError, match=r"^--epoch: expected a flag .*--epochs\?"):
+        parse(["--epoch=3"])
 
 
 def test_later_flags_win_over_flagfiles(tmp_path):
@@ -141,6 +294,11 @@ def test_order_names_what_is_binary(order, steps):
         "--run=/no/such/run",
         "--tflite=/no/such/file.tflite",
         "--flip=perhaps",
+        "--noflip=1",
+        '--images="a',
+        "--epochs",
+        f"--run={'x' * 600}",
+        f"--flagfile={'x' * 600}",
     ],
 )
 def test_wrong_flags_name_themselves_and_what_was_expected(flag):
