@@ -1,16 +1,30 @@
-"""ReActNet's layers, and the switch between real and binary."""
+"""ReActNet's layers; what is binary in a model, and the switch between real and binary."""
 
 import contextlib
 import logging
+from collections.abc import Iterable
 
 import larq as lq
-import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.kernels import winograd
-from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable, select, sums_by_channel
+from larq_adambnn.kernels.arithmetic import select, sums_by_channel
+from larq_adambnn.kernels.convolution import convolve
+from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable
 
-__all__ = ["BinaryConv2D", "RPReLU", "Rotate180", "Shift", "binarization", "binarize"]
+__all__ = [
+    "KERNELS",
+    "QUANTIZERS",
+    "BinaryConv2D",
+    "RPReLU",
+    "Rotate180",
+    "Shift",
+    "binarization",
+    "binarize",
+    "binary_quantizers",
+    "is_binary",
+    "quantizer",
+    "retrace",
+]
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
@@ -41,7 +55,7 @@ class Shift(tf.keras.layers.Layer):
 
 @tf.custom_gradient
 def shift(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """`tf.nn.bias_add` of x (..., C) and bias (C,), whose gradient sums faster."""
+    """`tf.nn.bias_add` of x (..., C) and bias (C,) with a gradient of `sums_by_channel`."""
 
     def grad(dy):
         return dy, *sums_by_channel(dy)
@@ -93,10 +107,6 @@ def rprelu(x: tf.Tensor, shift_in: tf.Tensor, slope: tf.Tensor, shift_out: tf.Te
     return tf.nn.bias_add(x * factor, shift_out), grad
 
 
-# Weights of a kernel from which on `kernel_gradient` is the faster one: more than caches hold.
-_LARGE_KERNEL = 2**22
-
-
 @contextlib.contextmanager
 def _without_constraint_warning():
     """Larq advises a kernel constraint for binary kernels; the paper trains without one."""
@@ -144,91 +154,71 @@ class BinaryConv2D(lq.layers.QuantConv2D):
         return super().call(inputs)
 
     def convolution_op(self, inputs, kernel):
-        """Keras's, or what trains faster on a CPU; evaluation keeps the sums of a .tflite."""
-        convolve = super().convolution_op
-        if (
-            None in inputs.shape[1:3]
-            or self.kernel_size == (1, 1)
-            or (self.data_format, self.dilation_rate, self.groups) != ("channels_last", (1, 1), 1)
-            or any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
-        ):
-            return convolve(inputs, kernel)
-        kernel = tf.convert_to_tensor(kernel)
-        padding = self.padding.upper()
-        if self._training and self.strides == (1, 1) and winograd.pays(inputs, kernel):
-            return winograd.conv2d(inputs, kernel, padding)
-        if kernel.shape.num_elements() < _LARGE_KERNEL:
-            return convolve(inputs, kernel)
-
-        @tf.custom_gradient
-        def convolution(x, w):
-            def grad(dy):
-                options = {"strides": self.strides, "padding": padding}
-                dx = tf.nn.conv2d_transpose(dy, w, tf.shape(x), **options)
-                return dx, kernel_gradient(x, dy, self.kernel_size, **options)
-
-            return convolve(x, w), grad
-
-        return convolution(inputs, kernel)
+        return convolve(self, super().convolution_op, inputs, kernel, training=self._training)
 
 
-def kernel_gradient(x, dy, kernel_size, strides, padding: str) -> tf.Tensor:
-    """Gradient of a 2D convolution's kernel as one matrix product for each of its positions.
-
-    On a CPU faster than TensorFlow's for large kernels, of which its own adds up copies.
-
-    Args:
-        x: input of the convolution, (B, H, W, C).
-        dy: gradient of its output, (B, H', W', K).
-        kernel_size, strides: (rows, columns).
-        padding: "SAME" or "VALID".
-
-    Returns:
-        Tensor of shape (*kernel_size, C, K).
-    """
-    spans = [(size - 1) * stride + 1 for size, stride in zip(dy.shape[1:3], strides, strict=True)]
-    if padding == "SAME":
-        missing = [
-            max(span + taps - 1 - size, 0)
-            for span, taps, size in zip(spans, kernel_size, x.shape[1:3], strict=True)
-        ]
-        x = tf.pad(x, [[0, 0], *([n // 2, n - n // 2] for n in missing), [0, 0]])
-    shifted = [
-        x[:, i : i + spans[0] : strides[0], j : j + spans[1] : strides[1]]
-        for i, j in np.ndindex(*kernel_size)
-    ]
-    rows = tf.reshape(tf.stack(shifted), [len(shifted), -1, x.shape[-1]])
-    products = tf.matmul(rows, tf.reshape(dy, [1, -1, dy.shape[-1]]), transpose_a=True)
-    return tf.reshape(products, [*kernel_size, x.shape[-1], dy.shape[-1]])
-
-
-# The quantizer attributes of Larq's layers, with the variable each one acts on.
+# The kernel that each quantizer attribute of Larq's layers acts on.
 KERNELS = {
     "kernel_quantizer": "kernel",
     "depthwise_quantizer": "depthwise_kernel",
     "pointwise_quantizer": "pointwise_kernel",
 }
+QUANTIZERS = ("input_quantizer", *KERNELS)
 
 
-def switches(model, attributes) -> list[tuple[Switchable, tf.Variable | None]]:
-    """Every Switchable in the given quantizer attributes with the kernel it quantizes.
+def quantizer(layer, attribute: str):
+    """The quantizer that a layer uses now, out of its switch; None where none is or it is off.
 
-    Larq's plain binary quantizers are put into a Switchable here.
+    Args:
+        layer: any layer.
+        attribute: one of `QUANTIZERS`.
     """
-    found = []
-    for layer in model.submodules:
-        for attribute in attributes:
-            quantizer = getattr(layer, attribute, None)
-            kernel = getattr(layer, KERNELS.get(attribute, ""), None)
-            if not isinstance(quantizer, Switchable):
-                if getattr(quantizer, "precision", None) != 1:
-                    continue
-                quantizer = Switchable(quantizer)
-                setattr(layer, attribute, quantizer)
-                if kernel is not None:
-                    kernel.quantizer = quantizer
-            found.append((quantizer, kernel))
+    found = getattr(layer, attribute, None)
+    if isinstance(found, Switchable):
+        return found.quantizer if found.on else None
     return found
+
+
+def is_binary(layer, attribute: str) -> bool:
+    """Whether the quantizer that a layer uses now makes 1-bit values."""
+    return getattr(quantizer(layer, attribute), "precision", None) == 1
+
+
+def binary_quantizers(
+    model: tf.Module, attributes: Iterable[str] = QUANTIZERS
+) -> list[tuple[tf.keras.layers.Layer, str]]:
+    """The quantizers in a model that make 1-bit values, or can be switched to.
+
+    Args:
+        model: it may contain others.
+        attributes: which of `QUANTIZERS`.
+
+    Returns:
+        (layer, attribute) of each, in the network's order.
+    """
+    attributes = tuple(attributes)
+    # Keras lists the layers in order, but not those in a tf.Module that is no layer.
+    layers = dict.fromkeys([*model._flatten_layers(), *model.submodules])
+    return [
+        (layer, attribute)
+        for layer in layers
+        for attribute in attributes
+        if isinstance(getattr(layer, attribute, None), Switchable) or is_binary(layer, attribute)
+    ]
+
+
+def _switch(layer, attribute: str, on: bool) -> None:
+    """Turns a layer's quantizer on or off; one of Larq's own is put into a switch first."""
+    switch = getattr(layer, attribute)
+    kernel = getattr(layer, KERNELS.get(attribute, ""), None)
+    if not isinstance(switch, Switchable):
+        switch = Switchable(switch)
+        setattr(layer, attribute, switch)
+        if kernel is not None:
+            kernel.quantizer = switch
+    switch.on = on
+    if kernel is not None:
+        kernel.precision = switch.precision
 
 
 def binarize(
@@ -252,14 +242,11 @@ def binarize(
     Raises:
         ValueError: something is to be binary in a model without binary layers.
     """
-    inputs, kernels = switches(model, ["input_quantizer"]), switches(model, KERNELS)
-    if (activations or weights) and not inputs and not kernels:
+    found = binary_quantizers(model)
+    if (activations or weights) and not found:
         raise ValueError(f"Expected a model with binary Larq layers. Received: {model.name}")
-    for found, on in ((inputs, activations), (kernels, weights)):
-        for switch, kernel in found:
-            switch.on = bool(on)
-            if kernel is not None:
-                kernel.precision = switch.precision
+    for layer, attribute in found:
+        _switch(layer, attribute, bool(weights if attribute in KERNELS else activations))
     for compiled in (model, *getattr(model, "_fitted_by", ())):
         retrace(compiled)
     return model
@@ -267,10 +254,12 @@ def binarize(
 
 def binarization(model: tf.keras.Model) -> tuple[bool, bool]:
     """What is binary in a model now, as ``(activations, weights)``."""
-    return (
-        any(switch.on for switch, _ in switches(model, ["input_quantizer"])),
-        any(switch.on for switch, _ in switches(model, KERNELS)),
-    )
+    on = [
+        attribute in KERNELS
+        for layer, attribute in binary_quantizers(model)
+        if quantizer(layer, attribute) is not None
+    ]
+    return False in on, True in on
 
 
 def retrace(model: tf.keras.Model) -> None:

@@ -47,13 +47,13 @@ class _WeightDecay:
         return super().aggregate_gradients(grads_and_vars)
 
     def _distributed_apply_gradients_fn(self, distribution, grads_and_vars, **kwargs):
-        """Computes once a step, and not once a variable, what the updates share."""
+        """Computes once an iteration, and not once a variable, what the updates share."""
         scalars = {dtype: self._scalars(dtype) for dtype in {v.dtype for _, v in grads_and_vars}}
         self._shared = scalars.__getitem__  # a dict would be tracked and saved
         return super()._distributed_apply_gradients_fn(distribution, grads_and_vars, **kwargs)
 
     def _scalars(self, dtype: tf.DType) -> dict[str, tf.Tensor]:
-        """What the updates of a step share, by name."""
+        """What the updates of an iteration share, by name."""
         return {
             # tf.cast leaves a variable of that dtype a variable, which each update would read.
             "learning_rate": tf.cast(tf.convert_to_tensor(self.learning_rate), dtype),
@@ -134,14 +134,14 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
         self._set_up_decay(weight_decay, decoupled, decays)
 
     def _scalars(self, dtype):
-        step = tf.cast(self.iterations + 1, dtype)
+        iteration = tf.cast(self.iterations + 1, dtype)
         beta_1, beta_2 = tf.constant(self.beta_1, dtype), tf.constant(self.beta_2, dtype)
-        beta_2_power = beta_2**step
+        beta_2_power = beta_2**iteration
         return {
             **super()._scalars(dtype),
             "beta_1": beta_1,
             "beta_2": beta_2,
-            "beta_1_power": beta_1**step,
+            "beta_1_power": beta_1**iteration,
             "beta_2_power": beta_2_power,
             # The kernel divides by sqrt(v) + epsilon and multiplies by the root of
             # the correction; PyTorch adds epsilon after that root.

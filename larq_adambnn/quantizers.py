@@ -3,6 +3,8 @@
 import larq as lq
 import tensorflow as tf
 
+from larq_adambnn.kernels.arithmetic import select, sums_by_channel
+
 __all__ = ["ApproxSign", "ScaledSign", "Switchable", "approx_sign", "scaled_sign"]
 
 
@@ -51,29 +53,6 @@ def scaled_sign(w: tf.Tensor) -> tf.Tensor:
         return select(inside, dy, tf.zeros([], dy.dtype))
 
     return select(w >= 0, scale, -scale), grad
-
-
-def sums_by_channel(*tensors: tf.Tensor) -> list[tf.Tensor]:
-    """Sums tensors of one shape (..., C) to (C,), as products with a row of ones: fast on CPUs."""
-    shape, flat = tf.constant([-1, tensors[0].shape[-1]]), tf.constant([-1])
-    matrices = [tf.reshape(x, shape) for x in tensors]
-    count = matrices[0].shape[0] or tf.shape(matrices[0])[0]
-    ones = tf.ones([1, count], tensors[0].dtype)
-    return [tf.reshape(tf.matmul(ones, matrix), flat) for matrix in matrices]
-
-
-def select(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """`tf.where`; of 16 bits by way of 32, which TensorFlow's CPU kernels do several times faster.
-
-    Args:
-        condition: booleans.
-        x, y: floats of one dtype; all three broadcast.
-
-    Returns:
-        Tensor of x's dtype.
-    """
-    wide = tf.float32 if x.dtype.size < 4 else x.dtype
-    return tf.cast(tf.where(condition, tf.cast(x, wide), tf.cast(y, wide)), x.dtype)
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")

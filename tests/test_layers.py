@@ -7,8 +7,12 @@ import small
 import tensorflow as tf
 
 import larq_adambnn
-from larq_adambnn import layers, quantizers
-from larq_adambnn.kernels import winograd
+from larq_adambnn import kernels, layers, models, quantizers
+
+
+@pytest.fixture(params=[True, False], ids=["tuned", "plain"])
+def tuned(request, monkeypatch):
+    monkeypatch.setattr(kernels, "tuned", lambda: request.param)
 
 
 def images(batch=4, size=32, channels=1):
@@ -20,12 +24,20 @@ def test_rotate180_reverses_rows_and_columns():
     np.testing.assert_array_equal(layers.Rotate180()(x), x[:, ::-1, ::-1])
 
 
-def test_shift_adds_its_bias_to_each_channel():
-    layer, x = layers.Shift(), images(channels=3)
+def test_shift_adds_its_bias_to_each_channel(tuned):
+    layer = layers.Shift(dtype="float64")
+    x, dy = np.random.default_rng(0).normal(size=(2, 4, 5, 6, 3))
     layer.build(x.shape)
     np.testing.assert_array_equal(layer(x), x)
     layer.set_weights([np.array([1.0, -2.0, 0.5])])
-    np.testing.assert_array_equal(layer(x), x + np.float32([1.0, -2.0, 0.5]))
+    inputs = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        y = layer(inputs)
+    dx, d_bias = tape.gradient(y, [inputs, *layer.weights], tf.constant(dy))
+    np.testing.assert_array_equal(y, x + np.array([1.0, -2.0, 0.5]))
+    np.testing.assert_array_equal(dx, dy)
+    np.testing.assert_allclose(d_bias, dy.sum((0, 1, 2)), rtol=1e-12, atol=1e-12)
 
 
 def test_rprelu_starts_as_prelu_of_slope_a_quarter():
@@ -33,7 +45,7 @@ def test_rprelu_starts_as_prelu_of_slope_a_quarter():
     np.testing.assert_allclose(layers.RPReLU()(x), np.where(x > 0, x, 0.25 * x), rtol=1e-6)
 
 
-def test_rprelu_and_its_gradients_match_numpy():
+def test_rprelu_and_its_gradients_match_numpy(tuned):
     rng = np.random.default_rng(1)
     x, dy = rng.normal(size=(2, 2, 5, 6, 3))
     shift_in, slope, shift_out = rng.normal(size=(3, 3))
@@ -50,9 +62,9 @@ def test_rprelu_and_its_gradients_match_numpy():
     np.testing.assert_allclose(y, np.where(negative, slope * u, u) + shift_out, rtol=1e-12)
     expected = dy * np.where(negative, slope, 1)
     np.testing.assert_allclose(dx, expected, rtol=1e-12)
-    np.testing.assert_allclose(d_in, expected.sum((0, 1, 2)), rtol=1e-10)
-    np.testing.assert_allclose(d_slope, (dy * u * negative).sum((0, 1, 2)), rtol=1e-10)
-    np.testing.assert_allclose(d_out, dy.sum((0, 1, 2)), rtol=1e-10)
+    np.testing.assert_allclose(d_in, expected.sum((0, 1, 2)), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(d_slope, (dy * u * negative).sum((0, 1, 2)), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(d_out, dy.sum((0, 1, 2)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("strides", [1, 2])
@@ -73,7 +85,7 @@ def test_binary_convolution_is_a_convolution_of_signs_with_scaled_signs(strides,
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
-def test_binary_convolution_gradients_are_those_of_the_paper():
+def test_binary_convolution_gradients_are_those_of_the_paper(tuned):
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
     layer = layers.BinaryConv2D(4, 3, dtype="float64")
     layer.build(x.shape)
@@ -91,103 +103,8 @@ def test_binary_convolution_gradients_are_those_of_the_paper():
         loss = tf.reduce_sum(tf.nn.conv2d(signs, kernel, 1, "SAME") ** 2)
     d_signs, d_kernel = tape.gradient(loss, [signs, kernel])
     expected = d_signs * np.maximum(0, 2 - 2 * np.abs(x))
-    np.testing.assert_allclose(dx, expected, rtol=1e-10, atol=1e-11)
-    np.testing.assert_allclose(dw, d_kernel * (np.abs(w) <= 1), rtol=1e-10, atol=1e-11)
-
-
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
-@pytest.mark.parametrize("size", [(7, 8), (6, 5), (3, 3)])
-def test_kernel_gradient_is_tensorflows(size, strides, padding):
-    rng = np.random.default_rng(0)
-    x = tf.constant(rng.normal(size=(2, *size, 5)))
-    kernel = tf.constant(rng.normal(size=(3, 3, 5, 4)))
-    with tf.GradientTape() as tape:
-        tape.watch(kernel)
-        y = tf.nn.conv2d(x, kernel, strides, padding)
-    dy = tf.constant(rng.normal(size=y.shape))
-    gradient = layers.kernel_gradient(x, dy, (3, 3), strides, padding)
-    np.testing.assert_allclose(gradient, tape.gradient(y, kernel, dy), rtol=1e-10, atol=1e-12)
-
-
-def _count(monkeypatch, module, name):
-    """The list of a function's calls from now on."""
-    calls, function = [], getattr(module, name)
-    monkeypatch.setattr(
-        module, name, lambda *args, **kwargs: calls.append(name) or function(*args, **kwargs)
-    )
-    return calls
-
-
-def _gradients(cls, x, filters, training, **options):
-    """Output and gradients of a convolution layer with binary inputs and kernels."""
-    layer = cls(
-        filters,
-        3,
-        padding="same",
-        use_bias=False,
-        input_quantizer=quantizers.Switchable(quantizers.ApproxSign()),
-        kernel_quantizer=quantizers.Switchable(quantizers.ScaledSign()),
-        kernel_initializer=tf.keras.initializers.RandomNormal(seed=0),
-        dtype=x.dtype,
-        **options,
-    )
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = layer(x, training=training) if training is not None else layer(x)
-        loss = tf.reduce_sum(y**2)
-    return [y, *tape.gradient(loss, [x, *layer.trainable_weights])]
-
-
-def _assert_close(ours, theirs):
-    for our, their in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(our, their, rtol=1e-10, atol=1e-10 * np.abs(their).max())
-
-
-@pytest.mark.parametrize("strides", [1, 2])
-@pytest.mark.parametrize("pad_values", [0.0, 1.0])
-@pytest.mark.parametrize("filters, large", [(912, True), (8, False)])
-def test_a_large_kernel_changes_no_gradient(monkeypatch, strides, pad_values, filters, large):
-    calls = _count(monkeypatch, layers, "kernel_gradient")
-    x = tf.constant(np.random.default_rng(0).normal(size=(2, 4, 4, 512)))
-    options = {"strides": strides, "pad_values": pad_values}
-    theirs = _gradients(lq.layers.QuantConv2D, x, filters, None, **options)
-    assert not calls
-    ours = _gradients(layers.BinaryConv2D, x, filters, False, **options)
-    assert bool(calls) == large
-    _assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("pad_values", [0.0, 1.0])
-def test_winograds_convolution_trains_as_keras(monkeypatch, pad_values):
-    calls = _count(monkeypatch, winograd, "conv2d")
-    x = tf.constant(np.random.default_rng(0).normal(size=(2, 7, 9, 128)))
-    theirs = _gradients(lq.layers.QuantConv2D, x, 136, None, pad_values=pad_values)
-    assert not calls
-    ours = _gradients(layers.BinaryConv2D, x, 136, True, pad_values=pad_values)
-    assert calls
-    _assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    "training, filters, options",
-    [
-        (False, 136, {}),
-        (None, 136, {}),
-        (True, 136, {"strides": 2}),
-        (True, 136, {"dilation_rate": 2}),
-        (True, 127, {}),
-    ],
-)
-def test_winograds_convolution_is_for_training_and_what_it_can_compute(
-    monkeypatch, training, filters, options
-):
-    calls = _count(monkeypatch, winograd, "conv2d")
-    x = tf.constant(np.random.default_rng(0).normal(size=(2, 7, 9, 128)))
-    theirs = _gradients(lq.layers.QuantConv2D, x, filters, None, **options)
-    ours = _gradients(layers.BinaryConv2D, x, filters, training, **options)
-    assert not calls
-    _assert_close(ours, theirs)
+    np.testing.assert_allclose(dx, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(dw, d_kernel * (np.abs(w) <= 1), rtol=1e-12, atol=1e-12)
 
 
 def test_binary_convolution_switched_off_is_keras_convolution():
@@ -320,3 +237,105 @@ def test_binarize_refuses_a_model_without_binary_layers():
     model = tf.keras.Sequential([tf.keras.Input((4,)), tf.keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="binary Larq layers"):
         larq_adambnn.binarize(model)
+
+
+def network_of_plain_quantizers():
+    return tf.keras.Sequential(
+        [
+            tf.keras.Input((8, 8, 3)),
+            lq.layers.QuantConv2D(4, 3, kernel_quantizer="ste_sign"),
+            lq.layers.QuantConv2D(
+                4, 3, input_quantizer="ste_sign", kernel_quantizer="dorefa_quantizer"
+            ),
+        ]
+    )
+
+
+def quantizers_of(model):
+    """Every quantizer object of a model, and of its kernels."""
+    found = [getattr(layer, name, None) for layer in model.submodules for name in layers.QUANTIZERS]
+    kernels = [getattr(v, "quantizer", None) for v in model.weights]
+    return [quantizer for quantizer in (*found, *kernels) if quantizer is not None]
+
+
+@pytest.mark.parametrize(
+    "build, form",
+    [
+        (network_of_plain_quantizers, (True, True)),
+        (
+            lambda: models.build("QuickNetSmall", input_shape=(32, 32, 3), num_classes=10),
+            (True, True),
+        ),
+        (lambda: small.network((32, 32, 1), 10), (True, True)),
+        (lambda: larq_adambnn.binarize(small.network((32, 32, 1), 10), True, False), (True, False)),
+        (
+            lambda: tf.keras.Sequential(
+                [tf.keras.Input((4,)), lq.layers.QuantDense(2, input_quantizer="ste_sign")]
+            ),
+            (True, False),
+        ),
+        (
+            lambda: tf.keras.Sequential([tf.keras.Input((4,)), tf.keras.layers.Dense(2)]),
+            (False,) * 2,
+        ),
+    ],
+)
+def test_binarization_asks_and_changes_nothing(build, form):
+    model = build()
+    before = quantizers_of(model)
+    assert larq_adambnn.binarization(model) == form
+    after = quantizers_of(model)
+    assert len(after) == len(before)
+    assert all(new is old for new, old in zip(after, before, strict=True))
+
+
+def test_binarize_wraps_plain_quantizers_once():
+    model = network_of_plain_quantizers()
+    larq_adambnn.binarize(model, True, False)
+    before = quantizers_of(model)
+    assert larq_adambnn.binarization(model) == (True, False)
+    larq_adambnn.binarize(model, False, True)
+    assert larq_adambnn.binarization(model) == (False, True)
+    after = quantizers_of(model)
+    assert all(new is old for new, old in zip(after, before, strict=True))
+
+
+def test_what_is_binary_in_a_layer():
+    """A switch that is off can be binary; two bits are not, unless a switch holds them."""
+    layer = lq.layers.QuantConv2D(
+        4,
+        3,
+        input_quantizer=quantizers.Switchable("ste_sign", on=False),
+        kernel_quantizer="dorefa_quantizer",
+    )
+    model = tf.keras.Sequential([tf.keras.Input((8, 8, 3)), layer])
+    assert layers.quantizer(layer, "input_quantizer") is None
+    assert layers.quantizer(layer, "kernel_quantizer").precision == 2
+    assert layers.quantizer(layer, "depthwise_quantizer") is None
+    assert not any(layers.is_binary(layer, attribute) for attribute in layers.QUANTIZERS)
+    assert layers.binary_quantizers(model) == [(layer, "input_quantizer")]
+    assert layers.binary_quantizers(model, layers.KERNELS) == []
+    layer.input_quantizer.on = True
+    assert layers.quantizer(layer, "input_quantizer") is layer.input_quantizer.quantizer
+    assert layers.is_binary(layer, "input_quantizer")
+
+
+def test_binary_layers_in_a_module_that_is_no_layer_are_found_and_switched():
+    class Holder(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.dense = lq.layers.QuantDense(
+                3, input_quantizer="ste_sign", kernel_quantizer="ste_sign"
+            )
+
+    class Network(tf.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.holder = Holder()
+
+        def call(self, inputs):
+            return self.holder.dense(inputs)
+
+    model = Network()
+    model(tf.ones((2, 4)))
+    assert larq_adambnn.binarization(larq_adambnn.binarize(model, True, False)) == (True, False)

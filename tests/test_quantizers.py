@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from larq_adambnn.quantizers import ScaledSign, Switchable, approx_sign, scaled_sign, select
+from larq_adambnn import kernels
+from larq_adambnn.quantizers import ScaledSign, Switchable, approx_sign, scaled_sign
+
+
+@pytest.fixture(params=[True, False], ids=["tuned", "plain"])
+def tuned(request, monkeypatch):
+    monkeypatch.setattr(kernels, "tuned", lambda: request.param)
 
 
 def kernel(shape=(3, 3, 5, 7)):
@@ -13,14 +19,14 @@ def kernel(shape=(3, 3, 5, 7)):
     return w
 
 
-def test_scaled_sign_is_the_mean_magnitude_with_the_sign():
+def test_scaled_sign_is_the_mean_magnitude_with_the_sign(tuned):
     w = kernel()
     scale = np.abs(w).mean(axis=(0, 1, 2))
     expected = np.where(w >= 0, scale, -scale)
     np.testing.assert_allclose(scaled_sign(tf.constant(w)), expected, rtol=1e-14)
 
 
-def test_scaled_sign_gradient_is_clipped_and_none_flows_through_the_scale():
+def test_scaled_sign_gradient_is_clipped_and_none_flows_through_the_scale(tuned):
     w, dy = kernel(), np.random.default_rng(1).normal(size=(3, 3, 5, 7))
     x = tf.constant(w)
     with tf.GradientTape() as tape:
@@ -30,7 +36,7 @@ def test_scaled_sign_gradient_is_clipped_and_none_flows_through_the_scale():
     np.testing.assert_array_equal(tape.gradient(y, x, tf.constant(dy)), expected)
 
 
-def test_scaled_sign_of_a_dense_kernel_scales_each_output():
+def test_scaled_sign_of_a_dense_kernel_scales_each_output(tuned):
     w = kernel((11, 4))
     y = scaled_sign(tf.constant(w)).numpy()
     np.testing.assert_allclose(np.abs(y), np.tile(np.abs(w).mean(0), (11, 1)), rtol=1e-14)
@@ -46,17 +52,7 @@ def test_approx_sign_of_zero_is_one_and_its_gradient_is_the_triangle():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_select_is_where_in_every_precision(dtype):
-    x, y = (tf.cast(np.random.default_rng(seed).normal(size=(5, 7)), dtype) for seed in (0, 1))
-    for other in (y, y[0], tf.zeros([], dtype)):
-        chosen = select(x > 0, x, other)
-        assert chosen.dtype == dtype
-        double = [tf.cast(values, tf.float64).numpy() for values in (chosen, x, other)]
-        np.testing.assert_array_equal(double[0], np.where(double[1] > 0, *double[1:]))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_scaled_sign_keeps_the_dtype(dtype):
+def test_scaled_sign_keeps_the_dtype(tuned, dtype):
     assert scaled_sign(tf.cast(kernel(), dtype)).dtype == dtype
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn import layers, optimizers
-from larq_adambnn.quantizers import Switchable
 
 __all__ = [
     "ActivationSaturation",
@@ -39,11 +38,6 @@ def absolute_means(values: np.ndarray) -> np.ndarray:
     return np.abs(values).mean(axis=tuple(range(values.ndim - 1)))
 
 
-def _is_binary(quantizer) -> bool:
-    """Whether a quantizer makes 1-bit values, or can be switched to."""
-    return isinstance(quantizer, Switchable) or getattr(quantizer, "precision", None) == 1
-
-
 def binary_kernels(model: tf.keras.Model) -> dict[str, tf.Variable]:
     """The latent weights of every binary layer by the layer's name, in the network's order.
 
@@ -51,10 +45,10 @@ def binary_kernels(model: tf.keras.Model) -> dict[str, tf.Variable]:
     get a number after the name.
     """
     found: dict[str, tf.Variable] = {}
-    for layer in model._flatten_layers():
-        for quantizer, kernel in layers.KERNELS.items():
-            if _is_binary(getattr(layer, quantizer, None)) and hasattr(layer, kernel):
-                found[_new_name(layer.name, found)] = getattr(layer, kernel)
+    for layer, attribute in layers.binary_quantizers(model, layers.KERNELS):
+        kernel = getattr(layer, layers.KERNELS[attribute], None)
+        if kernel is not None:  # it is built
+            found[_new_name(layer.name, found)] = kernel
     return found
 
 
@@ -78,9 +72,8 @@ def visit_binary_inputs(
             input quantizer is about to get, or would if it were on.
     """
     watched: dict[str, tf.keras.layers.Layer] = {}
-    for layer in model._flatten_layers():
-        if _is_binary(getattr(layer, "input_quantizer", None)):
-            watched[_new_name(layer.name, watched)] = layer
+    for layer, _ in layers.binary_quantizers(model, ["input_quantizer"]):
+        watched[_new_name(layer.name, watched)] = layer
 
     def watching(name, call):
         def watched_call(inputs, *args, **kwargs):
@@ -112,9 +105,7 @@ def _size(variable) -> int:
 
 def _binarization(model) -> list[bool]:
     """What is binary now, quantizer by quantizer."""
-    names = ("input_quantizer", *layers.KERNELS)
-    quantizers = [getattr(layer, n, None) for layer in model._flatten_layers() for n in names]
-    return [quantizer.precision == 1 for quantizer in quantizers if _is_binary(quantizer)]
+    return [layers.is_binary(*found) for found in layers.binary_quantizers(model)]
 
 
 def _weighted_mean(by_layer: Mapping[str, float], kernels: Mapping[str, tf.Variable]) -> float:
@@ -145,14 +136,14 @@ class FlipFlopRatio(_Measurement):
     scaled signs count like plain ones and step 1 is measured too; sign(0) is +1.
 
     Raises:
-        ValueError: at the start of `fit`, when the model runs several steps at once
+        ValueError: at the start of `fit`, when the model runs several iterations at once
             (`steps_per_execution`), between which weights flip unseen.
     """
 
     def on_train_begin(self, logs=None):
-        steps = int(self.model._steps_per_execution.numpy())
-        if steps != 1:
-            raise ValueError(f"Expected steps_per_execution=1. Received: {steps}")
+        at_once = int(self.model._steps_per_execution.numpy())
+        if at_once != 1:
+            raise ValueError(f"Expected steps_per_execution=1. Received: {at_once}")
         self._kernels = binary_kernels(self.model)
         self._signs = [tf.Variable(k >= 0, trainable=False) for k in self._kernels.values()]
         self._flips = tf.Variable(
@@ -207,8 +198,8 @@ class CorrelationToInitialization(_Measurement):
     ``1 - sum |sign(w) - sign(w_init)| / 2`` over the number of binary weights (AdamBNN,
     equation 6; the factor 1/2 that the paper prints contradicts its own table and is
     left out).  `c2i_ratio` is against the weights at the start of the training,
-    `c2i_step_ratio` against those at the start of the step, which is the epoch in
-    which other things became binary.
+    `c2i_step_ratio` against those at the start of the paper's step, which is the epoch
+    in which other things became binary.
     """
 
     def on_train_begin(self, logs=None):
@@ -242,7 +233,7 @@ class CorrelationToInitialization(_Measurement):
             self._log(logs, column, ratios, _weighted_mean(ratios, self._kernels))
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The signs at the start of the training and of the step, as bits."""
+        """The signs at the start of the training and of the paper's step, as bits."""
         bits = {
             f"{start}/{index}": layer
             for start, by_layer in self._initial.items()
@@ -437,9 +428,12 @@ class Gradients(_Measurement):
 
 
 def _key(variable) -> str:
-    """The same for a variable and for its copies on several devices."""
-    container = getattr(variable, "_distributed_container", None)
-    return (variable if container is None else container())._unique_id
+    """The same for a variable and for its copy on the first of several devices.
+
+    The copies on the others have keys of their own, so that their updates, which are the
+    same, are not counted again.
+    """
+    return variable._unique_id
 
 
 def _watch_updates(optimizer, observe: Callable) -> list[Callable[[], None]]:

@@ -78,7 +78,7 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
         if layers.binarization(self.model) != form:
             layers.binarize(self.model, *form)
         # Within an epoch resumed in its middle the count is that of step 2 already,
-        # which is less than the steps of one epoch.
+        # which is less than the iterations of one epoch.
         if epoch == self.epoch and self._iterations() >= (self.params.get("steps") or 1):
             if self.reload is not None:
                 getattr(self.model, "student", self.model).load_weights(self.reload)
@@ -133,9 +133,9 @@ class WeightDecaySchedule(tf.keras.callbacks.Callback):
 
 
 class LinearDecay(tf.keras.callbacks.Callback):
-    """Lowers the learning rate linearly to 0, anew in each step of the training.
+    """Lowers the learning rate linearly to 0, anew in each period, such as a step of the paper.
 
-    Step t (from 0) of the T in one period runs at ``learning_rate * (1 - t / T)``.
+    Iteration t (from 0) of the T in one period runs at ``learning_rate * (1 - t / T)``.
     With `published` the rate is that of the published code, constant within an epoch:
     epoch e of E runs at ``learning_rate * (1 - (e + 1) / E)``, the last one at 0.
 
@@ -146,8 +146,8 @@ class LinearDecay(tf.keras.callbacks.Callback):
         published: decay by epochs as the published code does.
 
     Raises:
-        ValueError: an argument is out of range, or (per step) the number of steps in
-            an epoch is unknown.
+        ValueError: an argument is out of range, or (unless `published`) the number of
+            iterations in an epoch is unknown.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class LinearDecay(tf.keras.callbacks.Callback):
         if self.published:
             _set(self.model, "learning_rate", self.rate(epoch + 1))
         elif not self.params.get("steps"):
-            raise ValueError("Expected a known number of steps per epoch. Received: None")
+            raise ValueError("Expected a known number of iterations in an epoch. Received: None")
 
     def on_train_batch_begin(self, batch, logs=None):
         if not self.published:
@@ -189,7 +189,7 @@ class LinearDecay(tf.keras.callbacks.Callback):
 class AverageWeights(tf.keras.callbacks.Callback):
     """Evaluates with an exponential average of the trainable weights.
 
-    After each step ``average = momentum * average + (1 - momentum) * weight``, from the
+    After each iteration ``average = momentum * average + (1 - momentum) * weight``, from the
     weights at the start of the training on.  Training goes on with the weights
     themselves; `swapped` lets other code use the average.
 

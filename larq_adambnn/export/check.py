@@ -7,10 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.export.doctor import bits, packed_signs
-from larq_adambnn.export.fold import quantizer
 from larq_adambnn.export.interpreter import predictions
 from larq_adambnn.export.tflite import Graph, with_outputs
 from larq_adambnn.export.walk import named_nodes, recall, walk
+from larq_adambnn.layers import quantizer
 
 __all__ = ["Check", "check"]
 

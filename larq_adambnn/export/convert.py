@@ -11,6 +11,7 @@ from larq_adambnn.export.fold import fold
 from larq_adambnn.export.tflite import Graph, compact
 from larq_adambnn.export.walk import nodes
 from larq_adambnn.machine import quiet
+from larq_adambnn.padding import same_padding
 
 __all__ = ["convert", "convert_as_is", "silence"]
 
@@ -130,11 +131,10 @@ def _check_padding(graph) -> None:
         for axis in (1, 2):
             size, stride = pad.inputs[0].shape[axis], operation.get_attr("strides")[axis]
             span = (kernel[axis - 1] - 1) * operation.get_attr("dilations")[axis] + 1
-            total = max((-(-size // stride) - 1) * stride + span - size, 0)
-            same = [total // 2, total - total // 2]
-            if list(paddings[axis]) != same:
+            same = same_padding(size, span, stride)
+            if tuple(paddings[axis]) != same:
                 raise ValueError(
-                    f'Expected {tuple(same)}, which "same" pads, as the explicit padding with '
+                    f'Expected {same}, which "same" pads, as the explicit padding with '
                     f"ones before the strided convolution {operation.name}; LCE would change "
                     'another to it. Pad before the sign instead, or use padding="same" with '
                     f"pad_values=1. Received: {tuple(map(int, paddings[axis]))}"

@@ -8,10 +8,10 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.export.fold import quantizer, signs_and_scales
+from larq_adambnn.export.fold import signs_and_scales
 from larq_adambnn.export.tflite import Graph, Operator
 from larq_adambnn.export.walk import named_nodes
-from larq_adambnn.layers import KERNELS
+from larq_adambnn.layers import KERNELS, is_binary, quantizer
 
 __all__ = [
     "Diagnosis",
@@ -70,9 +70,7 @@ def binary_layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
     Their kernel is quantized to 1 bit, and so is their input, unless it is the image.
     """
     for layer in model._flatten_layers(include_self=False):
-        one_bit = any(
-            getattr(quantizer(layer, attribute), "precision", None) == 1 for attribute in KERNELS
-        )
+        one_bit = any(is_binary(layer, attribute) for attribute in KERNELS)
         if (one_bit or _has_binary_kernel(layer)) and not _on_image(layer):
             yield layer
 
@@ -160,7 +158,7 @@ def packed_signs(model: tf.keras.Model, graph: Graph) -> tuple[dict[str, int], b
     times = collections.Counter()  # that a node was met: a model may be called twice
     for name, node in named_nodes(model):
         times[id(node)] += 1
-        if getattr(quantizer(node.layer, "input_quantizer"), "precision", None) == 1:
+        if is_binary(node.layer, "input_quantizer"):
             tensor = node.keras_inputs[0]
             key = (id(tensor), times[id(node)])
             takers.setdefault(key, (_packed_shape(tensor.shape), []))[1].append(name)

@@ -46,11 +46,11 @@ from collections import Counter
 import tensorflow as tf
 
 from larq_adambnn.export.folding.emit import Affine, ConstantMinus, emit
-from larq_adambnn.export.folding.read import quantizer, read, signs_and_scales
+from larq_adambnn.export.folding.read import read, signs_and_scales
 from larq_adambnn.export.folding.rules import rewrite
 from larq_adambnn.export.walk import nodes
 
-__all__ = ["Affine", "ConstantMinus", "Folding", "fold", "quantizer", "signs_and_scales"]
+__all__ = ["Affine", "ConstantMinus", "Folding", "fold", "signs_and_scales"]
 
 
 @dataclasses.dataclass(frozen=True)

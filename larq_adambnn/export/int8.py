@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from larq_adambnn import callbacks, losses, optimizers
 from larq_adambnn.export.convert import convert_as_is
-from larq_adambnn.export.fold import Affine, quantizer
+from larq_adambnn.export.fold import Affine
 from larq_adambnn.export.tflite import float_outputs
 from larq_adambnn.export.walk import nodes, recall, walk
-from larq_adambnn.layers import Rotate180
+from larq_adambnn.layers import Rotate180, quantizer
 
 __all__ = ["calibrate", "convert_int8", "fine_tune", "quantize"]
 

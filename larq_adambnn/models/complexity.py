@@ -5,6 +5,8 @@ import dataclasses
 import larq as lq
 import tensorflow as tf
 
+from larq_adambnn.layers import KERNELS, is_binary
+
 __all__ = ["Complexity", "complexity", "summary"]
 
 
@@ -30,19 +32,17 @@ def complexity(model: tf.keras.Model) -> Complexity:
     """
     bops = flops = 0
     for layer in model._flatten_layers():
-        kernels = [
-            getattr(layer, name)
-            for name in ("kernel", "depthwise_kernel", "pointwise_kernel")
+        kernels = {
+            attribute: getattr(layer, name)
+            for attribute, name in KERNELS.items()
             if hasattr(layer, name)
-        ]
+        }
         if not kernels:
             continue
         spatial = layer.output_shape[1:-1] if len(layer.output_shape) == 4 else ()
         pixels = int(tf.TensorShape(spatial).num_elements())
-        macs = pixels * sum(kernel.shape.num_elements() for kernel in kernels)
-        precisions = [getattr(kernel, "precision", 32) or 32 for kernel in kernels]
-        precisions.append(getattr(getattr(layer, "input_quantizer", None), "precision", 32))
-        if all(bits == 1 for bits in precisions):
+        macs = pixels * sum(kernel.shape.num_elements() for kernel in kernels.values())
+        if all(is_binary(layer, attribute) for attribute in ("input_quantizer", *kernels)):
             bops += macs
         else:
             flops += macs

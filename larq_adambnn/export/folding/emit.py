@@ -4,10 +4,11 @@ import larq as lq
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.export.folding.read import has_relu, quantizer
+from larq_adambnn.export.folding.read import has_relu
 from larq_adambnn.export.folding.records import Record
 from larq_adambnn.export.walk import recall, unique
-from larq_adambnn.layers import KERNELS, Shift
+from larq_adambnn.layers import KERNELS, Shift, quantizer
+from larq_adambnn.padding import same_padding
 
 __all__ = ["Affine", "ConstantMinus", "emit"]
 
@@ -200,9 +201,7 @@ def _correction(record, shape: tf.TensorShape) -> np.ndarray | None:
     ):
         return None
     paddings = [(0, 0)]
-    for size, span, stride in zip(sizes, spans, layer.strides, strict=True):
-        total = max((-(-size // stride) - 1) * stride + span - size, 0)
-        paddings.append((total // 2, total - total // 2))
+    paddings += map(same_padding, sizes, spans, layer.strides)
     ones = tf.pad(tf.zeros((1, *shape[1:]), signs.dtype), [*paddings, (0, 0)], constant_values=1)
     added = tf.nn.convolution(ones, signs, layer.strides, "VALID", dilations=layer.dilation_rate)
     return -added.numpy()[0]

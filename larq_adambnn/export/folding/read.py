@@ -8,10 +8,9 @@ import tensorflow as tf
 
 from larq_adambnn.export.folding.records import Record
 from larq_adambnn.export.walk import named_nodes, walk
-from larq_adambnn.layers import BinaryConv2D, Rotate180, RPReLU, Shift
-from larq_adambnn.quantizers import Switchable
+from larq_adambnn.layers import BinaryConv2D, Rotate180, RPReLU, Shift, quantizer
 
-__all__ = ["has_relu", "quantizer", "read", "signs_and_scales"]
+__all__ = ["has_relu", "read", "signs_and_scales"]
 
 _POOLS = (
     Rotate180,
@@ -38,14 +37,6 @@ def read(model: tf.keras.Model) -> tuple[list[Record], dict[str, int]]:
     """
     reader = _Reader(model)
     return reader.records, reader.zero_scales
-
-
-def quantizer(layer, attribute: str):
-    """A layer's quantizer out of its switch; None where there is none or it is off."""
-    found = getattr(layer, attribute, None)
-    if isinstance(found, Switchable):
-        return found.quantizer if found.on else None
-    return found
 
 
 def signs_and_scales(layer) -> tuple[np.ndarray, np.ndarray] | None:
