@@ -1,5 +1,6 @@
 """The command line: a module for each mode, and `main`, which runs the one that is asked for."""
 
+import dataclasses
 import importlib
 import os
 import re
@@ -9,7 +10,7 @@ import sys
 
 from larq_adambnn.errors import UsageError
 from larq_adambnn.machine import quiet
-from larq_adambnn.runs.config import parse
+from larq_adambnn.runs.config import Config, parse
 
 __all__ = ["main", "run"]
 
@@ -17,6 +18,9 @@ __all__ = ["main", "run"]
 _MODULES = {"import": "import_checkpoint"}
 # A value of more than 200 characters in a message: quoted, or without a blank
 _LONG = re.compile(r"(?<!\w)(['\"])(?:(?!\1).){200,}\1(?!\w)|\S{201,}")
+# The library's messages name arguments: at the beginning, and with a value anywhere
+_NAMES = "|".join(field.name for field in dataclasses.fields(Config))
+_ARGUMENT = re.compile(rf"(?:^|(?<![-\w./])(?=\w+=))({_NAMES})(?=: |=)")
 
 
 def run() -> None:
@@ -78,7 +82,8 @@ def _main(arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    """Prints an error as one line, in which a very long value is cut."""
-    line = _LONG.sub(lambda value: f"{value[0][:80]}...{value[0][-40:]}", " ".join(message.split()))
+    """Prints an error as one line: an argument as its flag, a very long value cut."""
+    line = _ARGUMENT.sub(r"--\1", " ".join(message.split()))
+    line = _LONG.sub(lambda value: f"{value[0][:80]}...{value[0][-40:]}", line)
     print(f"error: {line}", file=sys.stderr)
     return status

@@ -13,6 +13,8 @@ from larq_adambnn.runs.directory import Run
 
 __all__ = ["build", "build_student", "check_initial", "initial_student", "load_student"]
 
+_OPTIONS = ("width", "pad_values", "stem_stride")  # of networks that are flags too
+
 
 def build(config: Config, channels: int, num_classes: int) -> tf.keras.Model:
     """The network of a config for images with so many channels and classes.
@@ -20,14 +22,18 @@ def build(config: Config, channels: int, num_classes: int) -> tf.keras.Model:
     Raises:
         UsageError: the network does not take what the config says.
     """
-    options = {name: getattr(config, name) for name in models.options(config.model)}
+    options = {
+        name: getattr(config, name) for name in models.options(config.model) if name in _OPTIONS
+    }
+    if not config.stem_stride:  # the network's own choice
+        options.pop("stem_stride", None)
     try:
         return models.build(
             config.model,
             input_shape=(config.image_size, config.image_size, channels),
             num_classes=num_classes,
             sync_batch_norm=config.sync_batch_norm,
-            **{name: value for name, value in options.items() if value or name != "stem_stride"},
+            **options,
         )
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error
