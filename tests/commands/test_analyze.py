@@ -14,7 +14,8 @@ import small
 import tensorflow as tf
 
 from larq_adambnn import models
-from larq_adambnn.analysis import analyze, matrices, study, summary
+from larq_adambnn.commands import analyze, study
+from larq_adambnn.commands.study import matrices, tables
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs import datasets, training
 from larq_adambnn.runs.config import Config, load_run, parse
@@ -296,8 +297,8 @@ def copied(run, other, monkeypatch):
             return Ended(1)
         return Ended(0)
 
-    monkeypatch.setattr(study, "_start", start)
-    monkeypatch.setattr(study, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(study.run, "_start", start)
+    monkeypatch.setattr(study.run, "_POLL_SECONDS", 0)
     return made
 
 
@@ -390,7 +391,7 @@ def test_claims_are_differences_of_runs_with_the_same_seed():
         name: [{} if value is None else {"top1": value} for value in values]
         for name, values in top1.items()
     }
-    table = summary._claims(settings, matrices.rows(settings), measured)
+    table = tables._claims(settings, matrices.rows(settings), measured)
     weights, one = (line for line in table if line.startswith("| activations first is above"))
     assert weights.endswith("weights first | top-1 (%) | 0.00 ± 1.41 | 1 of 2 | 2.93 |")
     assert one.endswith("one step | top-1 (%) | 10.00 ± 1.00 | 3 of 3 | 1.74 |")

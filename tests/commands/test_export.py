@@ -11,6 +11,7 @@ import pytest
 
 import main
 from larq_adambnn import export, models
+from larq_adambnn.export import description, exporter
 from larq_adambnn.runs import datasets, report, students
 from larq_adambnn.runs.config import load_run
 from larq_adambnn.runs.directory import Run
@@ -74,7 +75,7 @@ def test_export(run, capsys):
     assert info["accuracy"]["keras"] == expected
 
     out, report = capsys.readouterr().out, (run / "report.md").read_text()
-    for line in export.describe(info):
+    for line in export.describe(description.read(run / "export.json")):
         assert line in out
         assert line in report
     assert "2 of 2 binary layers are LceBconv2d" in report
@@ -150,7 +151,7 @@ def test_without_the_data_set_images_are_random(tmp_path):
     arguments = [f"--run={imported}", f"--data_dir={empty}"]
     assert main.main(["--mode=export", *arguments, "--check_images=10"]) == 0
     check = exports.read_json(imported / "export.json")["check"]
-    assert check["on"].startswith("random images (--data_dir: expected imagenet2012")
+    assert check["on"].startswith("random images (data_dir: expected imagenet2012")
     assert check["images"] == 10
     assert check["keras_accuracy"] is None
     assert main.main(["--mode=export", *arguments, "--int8"]) == 0
@@ -195,14 +196,14 @@ def test_a_layer_that_stays_float_fails_by_name(monkeypatch, tmp_path, data_dir,
 
 def test_a_check_that_fails(run, monkeypatch, capsys):
     """The files are there to look at, and the status says that they are not to be used."""
-    convert = export.run.convert_as_is
+    convert = exporter.convert_as_is
 
     def convert_another(folded):
         weights = folded.get_layer("classifier").get_weights()
         folded.get_layer("classifier").set_weights([-weights[0], weights[1]])
         return convert(folded)
 
-    monkeypatch.setattr(export.run, "convert_as_is", convert_another)
+    monkeypatch.setattr(exporter, "convert_as_is", convert_another)
     assert main.main(["--mode=export", f"--run={run}"]) == 2
     assert "does not compute what the network computes: given the same signs" in (
         capsys.readouterr().err

@@ -115,7 +115,7 @@ def test_error_stops_at_the_first_problem(tmp_path):
     folder = write_folder(tmp_path)
     write_bad(folder)
     dataset = load(folder)
-    with pytest.raises(UsageError, match="such problems; --mode=check_data lists them") as raised:
+    with pytest.raises(UsageError, match="such problems; mode=check_data lists them") as raised:
         dataset.source("train")
     assert str(folder) in str(raised.value)
 
