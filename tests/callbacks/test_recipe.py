@@ -346,7 +346,7 @@ def test_weight_decay_schedule_needs_an_optimizer_with_the_attribute():
 def test_example_in_the_readme_runs_as_it_stands(monkeypatch, tmp_path):
     import pathlib
 
-    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    readme = pathlib.Path(__file__).parents[2] / "README.md"
     (code,) = re.findall(r"```python\n(# Two steps.*?)```", readme.read_text(), re.DOTALL)
     assert len(code.splitlines()) <= 16
     monkeypatch.chdir(tmp_path)
