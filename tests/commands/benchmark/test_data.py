@@ -7,10 +7,10 @@ import PIL.Image
 import pytest
 from photographs import write_folder
 
-from larq_adambnn import data
 from larq_adambnn.commands import benchmark as benchmarks
 from larq_adambnn.commands.benchmark import data as benchmark
 from larq_adambnn.errors import UsageError
+from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import Config
 
 
@@ -32,7 +32,7 @@ def test_photographs_are_jpegs_of_500_x_375(tmp_path):
 def test_the_pillow_loop_makes_what_the_pipeline_makes(tmp_path):
     """As distributions: each draws its own crops."""
     benchmark.make_photographs(tmp_path, 32)
-    dataset = data.load(
+    dataset = datasets.load(
         settings(dataset="image_folder", data_dir=str(tmp_path), lighting=0.0, image_size=64)
     )
     pillow = benchmark.pillow_batches(dataset)
