@@ -1,7 +1,5 @@
 """The recipe's callbacks in a plain `model.fit`."""
 
-import re
-
 import numpy as np
 import pytest
 import small
@@ -341,15 +339,3 @@ def test_weight_decay_schedule_needs_an_optimizer_with_the_attribute():
 
     with pytest.raises(ValueError, match="weight_decay"):
         fit(compiled(Plain(0.1)), [callbacks.WeightDecaySchedule({0: 0.0})], 1)
-
-
-def test_example_in_the_readme_runs_as_it_stands(monkeypatch, tmp_path):
-    import pathlib
-
-    readme = pathlib.Path(__file__).parents[2] / "README.md"
-    (code,) = re.findall(r"```python\n(# Two steps.*?)```", readme.read_text(), re.DOTALL)
-    assert len(code.splitlines()) <= 16
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert larq_adambnn.binarization(names["model"]) == (True, True)

@@ -1,7 +1,7 @@
-"""--benchmark=train: training steps of a config, beside the published network in PyTorch.
+"""--benchmark=train: training iterations of a config, beside the published network in PyTorch.
 
-Each network has a process of its own, so that the peak memory is its own.  They take one step
-each in turns, so that whatever else the machine does slows both down.
+Each network has a process of its own, so that the peak memory is its own.  They take one
+iteration each in turns, so that whatever else the machine does slows both down.
 """
 
 import collections
@@ -24,11 +24,11 @@ from larq_adambnn.runs.config import Config
 
 __all__ = ["Contender", "contenders", "epoch_times", "main", "operator_times", "take_turns"]
 
-_WARM_UP, _ROUNDS = 2, 10  # steps of each network
+_WARM_UP, _ROUNDS = 2, 10  # iterations of each network
 _LISTED = 8
 _EPOCHS = 3  # of which the one in the middle counts: it neither traces nor finishes the run
 _OURS, _TWIN = "larq_adambnn", "published network in PyTorch"
-_IN_LINE = "larq_adambnn, one operator at a time"  # so that their times add up to the step's
+_IN_LINE = "larq_adambnn, one operator at a time"  # so that their times add up to an iteration's
 _HOOKS = (
     "on_epoch_begin",
     "on_epoch_end",
@@ -42,11 +42,11 @@ _MATRIX = ("Conv2D", "DepthwiseConv", "MatMul")  # what a kernel's name has that
 
 @dataclasses.dataclass
 class Contender:
-    """A network in a process of its own, which takes training steps on demand.
+    """A network in a process of its own, which trains an iteration on demand.
 
     Attributes:
-        first: seconds of its first step, with tracing.
-        seconds: of its later steps.
+        first: seconds of its first iteration, with tracing.
+        seconds: of its later ones.
     """
 
     connection: multiprocessing.connection.Connection
@@ -54,17 +54,17 @@ class Contender:
     seconds: list[float] = dataclasses.field(default_factory=list)
 
     def ask(self, request: str):
-        """What the process answers to "step", "memory" or "operators"."""
+        """What the process answers to "iteration", "memory" or "operators"."""
         self.connection.send(request)
         return self.connection.recv()
 
 
 def main(config: Config) -> None:
-    """Prints speed and memory of both steps, where a step's time goes, and an epoch's costs."""
+    """Prints speed and memory of both steps, and what an iteration and an epoch consist of."""
     print(
         f"{config.model}, width {config.width:g}, {config.image_size} x {config.image_size}, batch "
         f"{config.batch_size}, {config.precision}, {cores()} cores; "
-        f"{_ROUNDS} steps each, in turns"
+        f"{_ROUNDS} iterations each, in turns"
     )
     names = [_OURS]
     if config.model != "reactnet_a":
@@ -76,7 +76,7 @@ def main(config: Config) -> None:
     for step, weights in ((1, "real"), (2, "binary")):
         print(
             f"\nstep {step} ({weights} weights)".ljust(33)
-            + f"{'images/s':>9}{'range':>15}{'first step':>12}{'peak memory':>13}"
+            + f"{'images/s':>9}{'range':>15}{'first':>12}{'peak memory':>13}"
         )
         with contenders(config, step, names) as found:
             take_turns(found.values(), _ROUNDS)
@@ -91,7 +91,7 @@ def main(config: Config) -> None:
 
 @contextlib.contextmanager
 def contenders(config: Config, step: int, names) -> Iterator[dict[str, Contender]]:
-    """The networks of the given names after their first step, warmed up."""
+    """The networks of the given names after their first iteration, warmed up."""
     context = multiprocessing.get_context("spawn")
     found, processes = {}, []
     try:
@@ -104,11 +104,11 @@ def contenders(config: Config, step: int, names) -> Iterator[dict[str, Contender
                 found[name] = Contender(connection, connection.recv())
             except EOFError:
                 raise UsageError(
-                    f"--benchmark: the process of {name} ended; expected memory for a step of "
-                    f"{config.batch_size} images (--batch_size)"
+                    f"--benchmark: the process of {name} ended; expected memory for an iteration "
+                    f"of {config.batch_size} images (--batch_size)"
                 ) from None
             for _ in range(_WARM_UP):
-                found[name].ask("step")
+                found[name].ask("iteration")
         yield found
     finally:
         for process in processes:
@@ -117,11 +117,11 @@ def contenders(config: Config, step: int, names) -> Iterator[dict[str, Contender
 
 
 def take_turns(found, rounds: int) -> None:
-    """Lets each contender take a step, again and again."""
+    """Lets each contender train an iteration, again and again."""
     found = list(found)
     for _ in range(rounds):
         for contender in found:
-            contender.seconds.append(contender.ask("step"))
+            contender.seconds.append(contender.ask("iteration"))
 
 
 def _ratio(ours: Contender, theirs: Contender) -> float:
@@ -142,7 +142,9 @@ def _print_speed(name: str, contender: Contender, images: int) -> None:
 def _print_operators(times: dict[str, float]) -> None:
     total = sum(times.values())
     multiplied = sum(seconds for name, seconds in times.items() if _multiplies(name))
-    print(f"\nin convolutions and matrix products: {100 * multiplied / total:.0f} % of a step")
+    print(
+        f"\nin convolutions and matrix products: {100 * multiplied / total:.0f} % of an iteration"
+    )
     others = [item for item in times.items() if not _multiplies(item[0])]
     for name, seconds in sorted(others, key=lambda item: -item[1])[:_LISTED]:
         print(f"  {name:<30}{100 * seconds / total:5.1f} %")
@@ -155,14 +157,14 @@ def _multiplies(kernel: str) -> bool:
 def _serve(connection, name: str, config: Config, step: int) -> None:
     """Answers requests until the other end is closed."""
     with quiet():
-        make = {_OURS: _our_step, _IN_LINE: _our_step_in_line, _TWIN: _their_step}[name]
-        training_step = make(config, step)
+        make = {_OURS: _ours, _IN_LINE: _ours_in_line, _TWIN: _theirs}[name]
+        iteration = make(config, step)
     requests: dict[str, Callable] = {
-        "step": lambda: _seconds(training_step),
+        "iteration": lambda: _seconds(iteration),
         "memory": _peak_memory,
-        "operators": lambda: operator_times(training_step),
+        "operators": lambda: operator_times(iteration),
     }
-    connection.send(_seconds(training_step))
+    connection.send(_seconds(iteration))
     with contextlib.suppress(EOFError):
         while True:
             connection.send(requests[connection.recv()]())
@@ -183,7 +185,7 @@ def _seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _our_step(config: Config, step: int) -> Callable[[], object]:
+def _ours(config: Config, step: int) -> Callable[[], object]:
     import tensorflow as tf
 
     from larq_adambnn import distillation, layers, losses, optimizers
@@ -206,14 +208,14 @@ def _our_step(config: Config, step: int) -> Callable[[], object]:
     return lambda: train(batches)["loss"].numpy()
 
 
-def _our_step_in_line(config: Config, step: int) -> Callable[[], object]:
+def _ours_in_line(config: Config, step: int) -> Callable[[], object]:
     import tensorflow as tf
 
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    return _our_step(config, step)
+    return _ours(config, step)
 
 
-def _their_step(config: Config, step: int) -> Callable[[], object]:
+def _theirs(config: Config, step: int) -> Callable[[], object]:
     import torch
 
     from larq_adambnn.commands.benchmark import twin
@@ -228,7 +230,7 @@ def _their_step(config: Config, step: int) -> Callable[[], object]:
         stem_stride=config.stem_stride or (2 if config.image_size >= 64 else 1),
         binary=step == 2,
     )
-    train = twin.TrainingStep(network, config.learning_rate, config.weight_decay[step - 1])
+    train = twin.Training(network, config.learning_rate, config.weight_decay[step - 1])
     images = torch.randn(config.batch_size, channels, config.image_size, config.image_size)
     target = torch.randn(config.batch_size, len(class_names))
     return lambda: train(images, target)

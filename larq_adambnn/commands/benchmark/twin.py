@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["ReActNetA", "TrainingStep"]
+__all__ = ["ReActNetA", "Training"]
 
 _STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 _UNITS = (1, 2, 4, 4, 8, 8, 16, 16, 16, 16, 16, 16, 32, 32)  # channels, in those of the stem
@@ -118,7 +118,7 @@ class ReActNetA(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-class TrainingStep:
+class Training:
     """Forward, distribution loss, backward and Adam, with the published set of decays."""
 
     def __init__(self, network: nn.Module, learning_rate: float, weight_decay: float):

@@ -43,7 +43,7 @@ def test_twin_is_the_published_network(case, double):
 
     for block in network.feature:  # computed again in the backward pass, to save memory
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    step = twin.TrainingStep(network, 2.5e-3, 5e-6 if first else 0.0)
+    step = twin.Training(network, 2.5e-3, 5e-6 if first else 0.0)
     batch = [torch.from_numpy(x) for x in (seeded.images(1, 4), seeded.teacher_logits(0, 4))]
     received = [step(*batch) for _ in range(3)]
     np.testing.assert_allclose(received, golden["train_losses"], rtol=1e-10)
