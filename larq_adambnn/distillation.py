@@ -11,11 +11,16 @@ __all__ = ["Distiller"]
 class Distiller(tf.keras.Model):
     """Trains a student on the teacher's distribution, on labels, or on both.
 
-    `fit` and `evaluate` take (image, label) batches; the teacher is computed once a
-    batch, outside the gradient tape, and is not part of this model's weights.  The
+    `fit` and `evaluate` take (image, label) batches, with sample weights or
+    `class_weight` too; labels are integers (B,) or (B, 1).  The teacher is computed once
+    a batch, outside the gradient tape, and is not part of this model's weights.  The
     loss given to `compile` compares logits with the teacher's, or with the labels
-    where there is no teacher.  Labels always serve the metrics `accuracy` and
-    `top5_accuracy`.
+    where there is no teacher; the student's own losses, such as of regularizers, are
+    added.  Labels always serve the metrics `accuracy` and `top5_accuracy`, and those given
+    to `compile`.
+
+    It is not to be saved as a whole, since the teacher is a function: save `student`, or
+    the weights.
 
     Args:
         student: model from images to logits (B, num_classes).
@@ -27,8 +32,8 @@ class Distiller(tf.keras.Model):
             one part at a time.
 
     Raises:
-        ValueError: an argument is out of range; in training, a loss is not finite
-            (tf.errors.InvalidArgumentError).
+        ValueError: an argument is out of range, or labels have another shape; in training,
+            a loss is not finite (tf.errors.InvalidArgumentError).
     """
 
     def __init__(
@@ -57,22 +62,31 @@ class Distiller(tf.keras.Model):
 
     @property
     def metrics(self):
-        return [self._loss, self._top1, self._top5]
+        own = [self._loss, self._top1, self._top5]
+        compiled = getattr(self, "compiled_metrics", None)  # once it is compiled
+        return own if compiled is None else [*own, *compiled.metrics]
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
         # Variables that a function makes while it is traced have it traced twice.
-        self.optimizer.build(self.student.trainable_variables)
+        if hasattr(self.optimizer, "build"):  # Keras's legacy optimizers have none
+            self.optimizer.build(self.student.trainable_variables)
+
+    def get_config(self):
+        raise NotImplementedError(
+            "Expected distiller.student.save(...) or distiller.save_weights(...). Received: a "
+            "Distiller to be saved whole, whose teacher is a function"
+        )
 
     def call(self, inputs, training=None):
         return self.student(inputs, training=training)
 
     def train_step(self, data):
-        images, labels = data
+        images, labels, weights = _unpack(data)
         if self.microbatches == 1:
-            gradients = self._gradients(images, labels)
+            gradients = self._gradients(images, labels, weights)
         else:
-            gradients = self._accumulated_gradients(images, labels)
+            gradients = self._accumulated_gradients(images, labels, weights)
         optimizer = self.optimizer
         if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
             gradients = optimizer.get_unscaled_gradients(gradients)
@@ -80,31 +94,35 @@ class Distiller(tf.keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
     def test_step(self, data):
-        images, labels = data
+        images, labels, weights = _unpack(data)
         logits = self.student(images, training=False)
-        self._measure(labels, logits, self._objective(self._target(images, labels), labels, logits))
+        target = self._target(images, labels)
+        loss = self._objective(target, labels, logits, weights)
+        self._measure(labels, logits, loss, weights)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def _gradients(self, images, labels) -> list[tf.Tensor]:
+    def _gradients(self, images, labels, weights) -> list[tf.Tensor]:
         """Gradients of a batch (of the scaled loss in float16); counts it in the metrics."""
         target = self._target(images, labels)
         with tf.GradientTape() as tape:
             logits = self.student(images, training=True)
-            loss = self._objective(target, labels, logits)
+            loss = self._objective(target, labels, logits, weights)
             loss = tf.debugging.check_numerics(loss, "loss is not finite")
             scaled = loss
             if isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
                 scaled = self.optimizer.get_scaled_loss(loss)
-        self._measure(labels, logits, loss)
+        self._measure(labels, logits, loss, weights)
         return tape.gradient(scaled, self.student.trainable_variables)
 
-    def _accumulated_gradients(self, images, labels) -> list[tf.Tensor]:
+    def _accumulated_gradients(self, images, labels, weights) -> list[tf.Tensor]:
         parts = self.microbatches
         images = tf.reshape(images, [parts, -1, *images.shape[1:]])
         labels = tf.reshape(labels, [parts, -1])
+        weights = None if weights is None else tf.reshape(weights, [parts, -1])
 
         def add(part, *sums):
-            gradients = self._gradients(images[part], labels[part])
+            of_part = None if weights is None else weights[part]
+            gradients = self._gradients(images[part], labels[part], of_part)
             return part + 1, *[a + g / parts for a, g in zip(sums, gradients, strict=True)]
 
         zeros = [tf.zeros(v.shape, v.dtype) for v in self.student.trainable_variables]
@@ -116,24 +134,45 @@ class Distiller(tf.keras.Model):
     def _target(self, images, labels):
         return labels if self._teach is None else self._teach(images)
 
-    def _objective(self, target, labels, logits) -> tf.Tensor:
+    def _objective(self, target, labels, logits, weights) -> tf.Tensor:
         """Loss of a batch, divided by the number of replicas that share it."""
-        loss = self.compiled_loss(target, logits)
+        loss = self.compiled_loss(target, logits, weights)
+        replicas = self.distribute_strategy.num_replicas_in_sync
         if self.label_weight:
             entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
                 labels, tf.cast(logits, loss.dtype)
             )
-            images = tf.shape(labels)[0] * self.distribute_strategy.num_replicas_in_sync
+            if weights is not None:
+                entropy *= tf.cast(weights, entropy.dtype)
+            images = tf.shape(labels)[0] * replicas
             entropy = tf.math.divide_no_nan(
                 tf.reduce_sum(entropy), tf.cast(images, loss.dtype)
             )  # a replica may have no image of the last batch
             loss = (1 - self.label_weight) * loss + self.label_weight * entropy
+        if self.student.losses:
+            loss += tf.add_n([tf.cast(x, loss.dtype) for x in self.student.losses]) / replicas
         return loss
 
-    def _measure(self, labels, logits, loss) -> None:
+    def _measure(self, labels, logits, loss, weights) -> None:
         replicas = tf.cast(self.distribute_strategy.num_replicas_in_sync, loss.dtype)
         self._loss.update_state(loss * replicas, sample_weight=tf.shape(labels)[0])
         best = tf.math.top_k(logits, min(5, logits.shape[-1])).indices
         hits = tf.equal(tf.cast(best, labels.dtype), labels[:, tf.newaxis])
         self._top1.update_state(hits[:, 0])
         self._top5.update_state(tf.reduce_any(hits, axis=-1))
+        self.compiled_metrics.update_state(labels, logits, weights)
+
+
+def _unpack(data) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """(images, labels (B,), sample weights or None) of a batch as Keras gives it."""
+    images, labels, weights = tf.keras.utils.unpack_x_y_sample_weight(data)
+    if labels is None or labels.shape.rank not in (1, 2) or not labels.dtype.is_integer:
+        raise ValueError(f"Expected (images, integer labels (B,)). Received: labels {labels}")
+    if labels.shape.rank == 2:
+        if labels.shape[1] != 1:
+            raise ValueError(
+                f"Expected integer labels (B,) or (B, 1), such as tf.argmax of one-hot ones. "
+                f"Received: labels of shape {labels.shape}"
+            )
+        labels = tf.squeeze(labels, 1)
+    return images, labels, weights

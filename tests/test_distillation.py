@@ -1,5 +1,6 @@
 """The distiller: losses, gradients, what it tracks."""
 
+import larq as lq
 import numpy as np
 import pytest
 import small
@@ -102,3 +103,102 @@ def test_loss_that_is_not_finite_stops_the_step():
 def test_wrong_arguments_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         distiller(**options)
+
+
+# What Keras users give
+
+
+def plain(**compiled):
+    """A student of one dense layer with a regularizer, without a teacher."""
+    tf.keras.utils.set_random_seed(0)
+    images = tf.keras.Input((6,))
+    logits = tf.keras.layers.Dense(4, kernel_regularizer=tf.keras.regularizers.L2(0.5))(images)
+    model = Distiller(tf.keras.Model(images, logits))
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(**{"optimizer": tf.keras.optimizers.SGD(0.1), "loss": loss, **compiled})
+    return model
+
+
+def vectors():
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(8, 6)).astype("float32"), np.arange(8) % 4
+
+
+def twin_of(model, **compiled):
+    """The same student in Keras's own training."""
+    twin = tf.keras.models.clone_model(model.student)
+    twin.set_weights(model.student.get_weights())
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    twin.compile(**{"optimizer": tf.keras.optimizers.SGD(0.1), "loss": loss, **compiled})
+    return twin
+
+
+FITS = {
+    "regularizer": {},
+    "sample_weight": {"sample_weight": np.linspace(0, 2, 8)},
+    "class_weight": {"class_weight": {0: 0.0, 1: 1.0, 2: 2.0, 3: 0.5}},
+    "labels in a column": {"y": vectors()[1][:, np.newaxis]},
+}
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("name", FITS)
+def test_what_fit_takes_counts_as_in_keras(name, microbatches):
+    model = plain()
+    model.microbatches = microbatches
+    twin, (images, labels) = twin_of(model), vectors()
+    options = {"x": images, "y": labels, "batch_size": 8, "epochs": 3, "verbose": 0, **FITS[name]}
+    received, expected = model.fit(**options).history, twin.fit(**options).history
+    np.testing.assert_allclose(received["loss"], expected["loss"], rtol=1e-5)
+    for one, other in zip(model.student.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    right = model.student.predict(images, verbose=0).argmax(-1) == labels
+    assert model.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"] == right.mean()
+
+
+def test_metrics_of_compile_are_kept():
+    metric = tf.keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="entropy")
+    model = plain(metrics=[metric, "accuracy"])
+    images, labels = vectors()
+    logs = model.evaluate(images, labels, verbose=0, return_dict=True)
+    regularization = float(model.student.losses[0])
+    assert logs["entropy"] == pytest.approx(logs["loss"] - regularization, rel=1e-5)
+    assert model.evaluate(images, labels, verbose=0, return_dict=True) == pytest.approx(logs)
+
+
+OPTIMIZERS = {
+    "SGD": lambda: tf.keras.optimizers.SGD(0.1),
+    "legacy SGD": lambda: tf.keras.optimizers.legacy.SGD(0.1),
+    "legacy Adam": lambda: tf.keras.optimizers.legacy.Adam(0.1),
+    "Larq's CaseOptimizer": lambda: lq.optimizers.CaseOptimizer(
+        (lambda variable: "kernel" in variable.name, tf.keras.optimizers.legacy.SGD(0.1)),
+        default_optimizer=tf.keras.optimizers.legacy.Adam(0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_of_all_kinds_train_as_in_keras(name):
+    model = plain(optimizer=OPTIMIZERS[name]())
+    twin = twin_of(model, optimizer=OPTIMIZERS[name]())
+    options = {"batch_size": 8, "epochs": 3, "verbose": 0}
+    model.fit(*vectors(), **options)
+    twin.fit(*vectors(), **options)
+    for one, other in zip(model.student.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_other_labels_are_refused():
+    images, labels = vectors()
+    for wrong, message in (
+        (np.eye(4)[labels], "Expected .images, integer labels"),
+        (np.eye(4, dtype=int)[labels], r"Expected integer labels \(B,\) or \(B, 1\)"),
+        (None, "Expected .images, integer labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plain().fit(images, wrong, batch_size=8, verbose=0)
+
+
+def test_it_is_not_saved_whole(tmp_path):
+    with pytest.raises(NotImplementedError, match=r"Expected distiller.student.save"):
+        plain().save(tmp_path / "model.keras")

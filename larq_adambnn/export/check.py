@@ -9,8 +9,8 @@ import tensorflow as tf
 from larq_adambnn.export.doctor import bits, packed_signs
 from larq_adambnn.export.interpreter import predictions
 from larq_adambnn.export.tflite import Graph, with_outputs
-from larq_adambnn.export.walk import named_nodes, recall, walk
 from larq_adambnn.layers import quantizer
+from larq_adambnn.walk import named_nodes, recall, walk
 
 __all__ = ["Check", "check"]
 

@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from larq_adambnn.export.fold import fold
 from larq_adambnn.export.tflite import Graph, compact
-from larq_adambnn.export.walk import nodes
 from larq_adambnn.machine import quiet
 from larq_adambnn.padding import same_padding
+from larq_adambnn.walk import nodes
 
 __all__ = ["convert", "convert_as_is", "silence"]
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from larq_adambnn.export.fold import signs_and_scales
 from larq_adambnn.export.tflite import Graph, Operator
-from larq_adambnn.export.walk import named_nodes
 from larq_adambnn.layers import KERNELS, is_binary, quantizer
+from larq_adambnn.walk import named_nodes
 
 __all__ = [
     "Diagnosis",

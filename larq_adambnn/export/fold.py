@@ -48,7 +48,7 @@ import tensorflow as tf
 from larq_adambnn.export.folding.emit import Affine, ConstantMinus, emit
 from larq_adambnn.export.folding.read import read, signs_and_scales
 from larq_adambnn.export.folding.rules import rewrite
-from larq_adambnn.export.walk import nodes
+from larq_adambnn.walk import nodes
 
 __all__ = ["Affine", "ConstantMinus", "Folding", "fold", "signs_and_scales"]
 

@@ -14,8 +14,8 @@ from larq_adambnn import callbacks, losses, optimizers
 from larq_adambnn.export.convert import convert_as_is
 from larq_adambnn.export.fold import Affine
 from larq_adambnn.export.tflite import float_outputs
-from larq_adambnn.export.walk import nodes, recall, walk
 from larq_adambnn.layers import Rotate180, quantizer
+from larq_adambnn.walk import nodes, recall, walk
 
 __all__ = ["calibrate", "convert_int8", "fine_tune", "quantize"]
 

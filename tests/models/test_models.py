@@ -124,3 +124,60 @@ def test_zoo_networks_give_logits_and_switch(name):
 def test_unknown_network_is_refused():
     with pytest.raises(ValueError, match="Expected one of reactnet_a"):
         models.build("lenet", input_shape=(32, 32, 3), num_classes=10)
+
+
+def shared_twice():
+    images = tf.keras.Input((16, 16, 3))
+    conv = tf.keras.layers.Conv2D(3, 3, padding="same", use_bias=False)
+    return tf.keras.Model(images, conv(conv(images)))
+
+
+def nested_at_two_sizes():
+    """A model without a fixed size that is called with two."""
+    any_size = tf.keras.Input((None, None, 3))
+    inner = tf.keras.Model(any_size, tf.keras.layers.Conv2D(3, 1)(any_size))
+    images = tf.keras.Input((16, 16, 3))
+    small = inner(tf.keras.layers.AveragePooling2D(2)(images))
+    return tf.keras.Model(images, [inner(images), small])
+
+
+def of(layer, *shape):
+    return tf.keras.Sequential([tf.keras.Input(shape), layer])
+
+
+COUNTS = {
+    "one layer called twice": (shared_twice, 2 * 16 * 16 * 3 * 3 * 3 * 3),
+    "a model at two sizes": (nested_at_two_sizes, (256 + 64) * 9),
+    "transposed": (
+        lambda: of(tf.keras.layers.Conv2DTranspose(4, 4, 2, "same"), 8, 8, 3),
+        8 * 8 * 4 * 4 * 3 * 4,
+    ),
+    "1D": (lambda: of(tf.keras.layers.Conv1D(4, 3, padding="same"), 62, 4), 62 * 3 * 4 * 4),
+    "dense at each place": (lambda: of(tf.keras.layers.Dense(7), 8, 5), 8 * 5 * 7),
+    "depthwise": (lambda: of(tf.keras.layers.DepthwiseConv2D(3), 10, 10, 6), 8 * 8 * 9 * 6),
+    "separable": (
+        lambda: of(tf.keras.layers.SeparableConv2D(5, 3), 10, 10, 6),
+        8 * 8 * (9 * 6 + 6 * 5),
+    ),
+    "groups": (
+        lambda: of(tf.keras.layers.Conv2D(8, 3, groups=2), 10, 10, 4),
+        8 * 8 * 9 * 2 * 8,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_multiply_accumulates(name):
+    build, expected = COUNTS[name]
+    counted = models.complexity(build())
+    assert (counted.bops, counted.flops) == (0, expected)
+
+
+def test_complexity_of_what_has_no_calls_or_no_size():
+    class Subclassed(tf.keras.Model):
+        pass
+
+    with pytest.raises(ValueError, match="Expected a functional model"):
+        models.complexity(Subclassed())
+    with pytest.raises(ValueError, match="Expected a model of a fixed input size"):
+        models.complexity(of(tf.keras.layers.Conv2D(3, 1), None, None, 3))

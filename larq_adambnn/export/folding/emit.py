@@ -6,9 +6,9 @@ import tensorflow as tf
 
 from larq_adambnn.export.folding.read import has_relu
 from larq_adambnn.export.folding.records import Record
-from larq_adambnn.export.walk import recall, unique
 from larq_adambnn.layers import KERNELS, Shift, quantizer
 from larq_adambnn.padding import same_padding
+from larq_adambnn.walk import recall, unique
 
 __all__ = ["Affine", "ConstantMinus", "emit"]
 

@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.export.folding.records import Record
-from larq_adambnn.export.walk import named_nodes, walk
 from larq_adambnn.layers import BinaryConv2D, Rotate180, RPReLU, Shift, quantizer
+from larq_adambnn.walk import named_nodes, walk
 
 __all__ = ["has_relu", "read", "signs_and_scales"]
 
