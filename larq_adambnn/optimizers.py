@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-__all__ = ["SGD", "Adam", "RMSprop", "inner", "published_decay"]
+__all__ = ["SGD", "Adam", "RMSprop", "inner", "parts", "published_decay"]
 
 
 def published_decay(variable: tf.Variable) -> bool:
@@ -20,6 +20,12 @@ def published_decay(variable: tf.Variable) -> bool:
 def inner(optimizer):
     """What a LossScaleOptimizer wraps; any other optimizer is itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def parts(optimizer) -> list:
+    """The optimizers that Larq's CaseOptimizer hands the variables to; any other is the one."""
+    optimizer = inner(optimizer)
+    return list(getattr(optimizer, "optimizers", [optimizer]))
 
 
 class _WeightDecay:

@@ -446,7 +446,7 @@ def _watch_updates(optimizer, observe: Callable) -> list[Callable[[], None]]:
     """
     optimizer = optimizers.inner(optimizer)
     undo = []
-    for part in getattr(optimizer, "optimizers", [optimizer]):  # of Larq's CaseOptimizer
+    for part in optimizers.parts(optimizer):
         legacy = isinstance(part, tf.keras.optimizers.legacy.Optimizer)
         name = "_resource_apply_dense" if legacy else "update_step"
         undo.append(_wrap(part, name, observe))

@@ -68,7 +68,7 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         optimizer = optimizers.inner(self.model.optimizer)
-        if not isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer):
+        if not _is_legacy(optimizer):
             # Variables that a function makes while it is traced have it traced twice.
             with self.model.distribute_strategy.scope():
                 optimizer.build(self.model.trainable_variables)
@@ -85,21 +85,26 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
             _reset_optimizer(self.model)
 
     def _iterations(self) -> int:
-        return int(self.model.optimizer.iterations.numpy())
+        """Of the optimizer; one of several may have no variables and count nothing."""
+        return max(int(part.iterations.numpy()) for part in optimizers.parts(self.model.optimizer))
+
+
+def _is_legacy(optimizer) -> bool:
+    return isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer)
 
 
 def _reset_optimizer(model: tf.keras.Model) -> None:
     """Gives every variable of the optimizer its initial value, but for the learning rate."""
-    optimizer = optimizers.inner(model.optimizer)
-    if isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer):
-        for variable in optimizer.variables():
-            variable.assign(tf.zeros_like(variable))
-        return
-    with model.distribute_strategy.scope():
-        fresh = type(optimizer).from_config(optimizer.get_config())
-        fresh.build(model.trainable_variables)
-    for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
-        variable.assign(initial)
+    for optimizer in optimizers.parts(model.optimizer):
+        if _is_legacy(optimizer):
+            for variable in optimizer.variables():
+                variable.assign(tf.zeros_like(variable))
+            continue
+        with model.distribute_strategy.scope():
+            fresh = type(optimizer).from_config(optimizer.get_config())
+            fresh.build(model.trainable_variables)
+        for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
+            variable.assign(initial)
 
 
 class WeightDecaySchedule(tf.keras.callbacks.Callback):
@@ -161,6 +166,17 @@ class LinearDecay(tf.keras.callbacks.Callback):
         self.learning_rate = learning_rate
         self.epochs = _positive_ints("epochs", epochs)
         self.published = published
+
+    def on_train_begin(self, logs=None):
+        optimizer = optimizers.inner(self.model.optimizer)
+        if not hasattr(optimizer, "learning_rate"):
+            return  # which the first setting says
+        schedule = optimizer.get_config().get("learning_rate")
+        if isinstance(schedule, dict):  # as Keras writes one down
+            raise ValueError(
+                "Expected an optimizer whose learning rate is a number, which LinearDecay sets. "
+                f"Received: {type(optimizer).__name__} with the schedule {schedule['class_name']}"
+            )
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch

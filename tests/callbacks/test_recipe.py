@@ -1,5 +1,6 @@
 """The recipe's callbacks in a plain `model.fit`."""
 
+import larq as lq
 import numpy as np
 import pytest
 import small
@@ -339,3 +340,47 @@ def test_weight_decay_schedule_needs_an_optimizer_with_the_attribute():
 
     with pytest.raises(ValueError, match="weight_decay"):
         fit(compiled(Plain(0.1)), [callbacks.WeightDecaySchedule({0: 0.0})], 1)
+
+
+def test_linear_decay_needs_a_rate_that_it_can_set():
+    schedule = tf.keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
+    for kind in (tf.keras.optimizers.SGD, tf.keras.optimizers.legacy.SGD, optimizers.Adam):
+        with pytest.raises(ValueError, match="with the schedule ExponentialDecay"):
+            fit(compiled(kind(schedule)), [callbacks.LinearDecay(0.1, epochs=1)], 1)
+
+
+def test_the_switch_resets_every_optimizer_of_a_case_optimizer(tmp_path):
+    """And loads the weights that it is to begin step 2 from."""
+    latent = tf.keras.optimizers.legacy.Adam(0.01)
+    optimizer = lq.optimizers.CaseOptimizer(
+        (lq.optimizers.Bop.is_binary_variable, latent),
+        default_optimizer=tf.keras.optimizers.legacy.Adam(0.01),
+    )
+    model = compiled(optimizer)
+    start = model.get_weights()
+    path = tmp_path / "start.weights.h5"
+    model.save_weights(path, save_format="h5")
+    found = {}
+
+    class Look(tf.keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 0:
+                found[self.epoch] = (
+                    self.model.get_weights(),
+                    [
+                        np.abs(v.numpy()).max()
+                        for part in optimizer.optimizers
+                        for v in part.weights
+                    ],
+                )
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+    switch = callbacks.TwoStepSwitch(epoch=1, reload=str(path))
+    model.fit(*data(), batch_size=8, epochs=2, callbacks=[switch, Look()], verbose=0)
+    weights, slots = found[1]
+    for one, other in zip(weights, start, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(slots) > 2 and max(slots) == 0
+    assert max(np.abs(v.numpy()).max() for v in optimizer.optimizers[1].weights) > 0
