@@ -358,8 +358,8 @@ def test_the_switch_resets_every_optimizer_of_a_case_optimizer(tmp_path):
     )
     model = compiled(optimizer)
     start = model.get_weights()
-    path = tmp_path / "start.weights.h5"
-    model.save_weights(path, save_format="h5")
+    path = tmp_path / "start.h5"
+    model.save_weights(path)
     found = {}
 
     class Look(tf.keras.callbacks.Callback):
