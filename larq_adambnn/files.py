@@ -1,12 +1,15 @@
-"""Files that are written whole or not at all, and tables in them."""
+"""Files that are written whole or not at all, their checksums, and tables in them."""
 
 import contextlib
 import csv
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["read_rows", "replace_file", "write_rows"]
+__all__ = ["read_rows", "replace_file", "sha256", "write_rows"]
+
+_BLOCK = 2**20  # bytes that are read at a time for a checksum
 
 
 @contextlib.contextmanager
@@ -21,6 +24,15 @@ def replace_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The checksum of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.files import replace_file
 from larq_adambnn.runs import datasets, report
 from larq_adambnn.runs.config import Config, load_run
-from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.directory import Run, locked
 from larq_adambnn.runs.recording import Snapshot, snapshots
 from larq_adambnn.runs.students import build_student, load_student
 
@@ -36,7 +36,11 @@ def main(config: Config) -> None:
     run = Run(config.run or config.output_dir)
     if run.last_step() == 0:
         raise UsageError(f"--run: expected a run with a finished step; {run.directory} has none")
-    analysis = _Analysis(run, config)
+    with locked(run):
+        _draw(run, _Analysis(run, config))
+
+
+def _draw(run: Run, analysis: "_Analysis") -> None:
     entries = []
     for draw in (
         analysis.surfaces,

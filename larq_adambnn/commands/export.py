@@ -4,7 +4,7 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.export import describe
 from larq_adambnn.runs import exporting, report
 from larq_adambnn.runs.config import Config, load_run
-from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.directory import Run, locked
 
 __all__ = ["main"]
 
@@ -27,8 +27,9 @@ def main(config: Config) -> None:
         **config.given("data_dir", "split"),
         **{name: getattr(config, name) for name in _OWN},
     )
-    result = exporting.export_run(run, run_config)
-    report.write(run, run_config)
+    with locked(run):
+        result = exporting.export_run(run, run_config)
+        report.write(run, run_config)
     print("\n".join(describe(result)))
     if not result.check.passed:
         raise UsageError(

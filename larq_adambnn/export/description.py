@@ -160,6 +160,8 @@ class Description:
         seconds: that the export took.
         stays_float32: of an int8 file, the binary convolutions that give float32.
         calibrated_on: of an int8 file, the images of its ranges.
+        step: of a run's network, the step whose end it is.
+        weights_sha256: of the file with that network's weights.
     """
 
     file: str
@@ -179,11 +181,13 @@ class Description:
     seconds: float
     stays_float32: list[str] | None = None
     calibrated_on: str | None = None
+    step: int | None = None
+    weights_sha256: str | None = None
 
     def to_json(self) -> str:
         """The text of export.json; what does not apply is left out."""
         result = dataclasses.asdict(self)
-        for name in ("stays_float32", "calibrated_on"):
+        for name in ("stays_float32", "calibrated_on", "step", "weights_sha256"):
             if result[name] is None:
                 del result[name]
         for part in (result["input"], result["output"], *_layers(result)):

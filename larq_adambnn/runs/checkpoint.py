@@ -1,6 +1,5 @@
 """Checkpoints of a whole training: weights, optimizer, metrics and callbacks after an iteration."""
 
-import hashlib
 import os
 import pathlib
 import signal
@@ -10,12 +9,13 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.files import sha256
 from larq_adambnn.runs import strategies
 
 __all__ = ["Checkpoint"]
 
 _KEEP = 2  # newest checkpoints that stay on disk
-_BLOCK = 2**20  # bytes that are read at a time for a checksum
+_DIGITS = 32  # of the checksum in a name
 
 
 class Checkpoint(tf.keras.callbacks.Callback):
@@ -194,22 +194,14 @@ def _write(directory: pathlib.Path, iteration: int, state: dict[str, np.ndarray]
                         np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(directory / f"{iteration:09d}-{_checksum(temporary)}.npz")
+        temporary.replace(directory / f"{iteration:09d}-{sha256(temporary)[:_DIGITS]}.npz")
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     """The arrays of a checkpoint, or None if it is not what was written."""
-    if _checksum(path) != path.stem.split("-")[1]:
+    if sha256(path)[:_DIGITS] != path.stem.split("-")[1]:
         return None
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
-
-
-def _checksum(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()[:32]

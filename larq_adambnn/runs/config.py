@@ -645,7 +645,10 @@ def _expand(arguments: Iterable[str], folder: pathlib.Path, seen=()) -> list[str
             expanded.append(argument)
             continue
         value = value if equals else next(arguments, "")
-        expanded += _read_flagfile(_find(value, folder), seen)
+        path = _find(value, folder)
+        expanded += _read_flagfile(path, seen)
+        if path.name == "flags.cfg":  # a run's own, which may have been moved
+            expanded.append(f"--output_dir={path.parent}")
     return expanded
 
 

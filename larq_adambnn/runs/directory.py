@@ -11,7 +11,9 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.files import read_rows, replace_file, write_rows
 from larq_adambnn.runs.config import Config, load_run
 
-__all__ = ["COLUMNS", "Run", "open_run"]
+__all__ = ["COLUMNS", "Run", "locked", "open_run"]
+
+_LOCK = ".lock"
 
 # Columns of metrics.csv, one row an epoch
 COLUMNS = (
@@ -88,25 +90,45 @@ def open_run(config: Config) -> Iterator[Run]:
     run = Run(config.output_dir)
     if run.flags.is_file():
         _check_same(config, run)
-    elif run.directory.exists() and (not run.directory.is_dir() or any(run.directory.iterdir())):
+    elif run.directory.exists() and not _is_new(run.directory):
         raise UsageError(
             f"--output_dir: expected a new or empty directory, or that of the same run; "
             f"{run.directory} holds something else"
         )
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(run.directory / ".lock", blocking=False)
-        with lock:
-            if not run.flags.is_file():
-                with replace_file(run.flags) as path:
-                    path.write_text("\n".join(config.lines()) + "\n", encoding="utf-8")
-            yield run
+    except PermissionError as error:
+        raise UsageError(f"--output_dir: cannot write to {run.directory}: {error}") from None
+    with locked(run):
+        if not run.flags.is_file():
+            with replace_file(run.flags) as path:
+                path.write_text("\n".join(config.lines()) + "\n", encoding="utf-8")
+        yield run
+
+
+@contextlib.contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Keeps other processes from changing a run meanwhile.
+
+    Raises:
+        UsageError: another process works on it, or it cannot be written to.
+    """
+    try:
+        with filelock.FileLock(run.directory / _LOCK, blocking=False):
+            yield
     except filelock.Timeout:
         raise UsageError(
             f"--output_dir: another process is working on {run.directory}; expected a free one"
         ) from None
     except PermissionError as error:
         raise UsageError(f"--output_dir: cannot write to {run.directory}: {error}") from None
+
+
+def _is_new(directory: pathlib.Path) -> bool:
+    """Whether a directory has nothing but what a run has before its flags.cfg is there."""
+    if not directory.is_dir():
+        return False
+    return {entry.name for entry in directory.iterdir()} <= {_LOCK, ".flags.cfg"}
 
 
 def _check_same(config: Config, run: Run) -> None:

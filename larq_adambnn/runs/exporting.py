@@ -1,19 +1,21 @@
 """The .tflite of a run, and what is known about it."""
 
+import dataclasses
+
 import numpy as np
 
 from larq_adambnn import export
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.dataset import take
 from larq_adambnn.errors import SplitError, UsageError
-from larq_adambnn.export.description import Description, info_path
-from larq_adambnn.files import replace_file
+from larq_adambnn.export.description import Description, info_path, read
+from larq_adambnn.files import replace_file, sha256
 from larq_adambnn.machine import cores
 from larq_adambnn.runs import datasets, students
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
 
-__all__ = ["check_installed", "export_run"]
+__all__ = ["check_installed", "export_run", "is_current"]
 
 # Images of the check by default: LCE's interpreter takes 10 to 500 ms for one here
 _SMALL_IMAGE, _SMALL_COUNT, _LARGE_COUNT = 64, 1000, 100
@@ -75,11 +77,28 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
     except ValueError as error:
         reason = str(error).replace("allow_float_fallback", "--allow_float_fallback")
         raise UsageError(f"--mode=export: {run.directory}: {reason}") from error
+    step = run.last_step()
+    description = dataclasses.replace(
+        exported.description, step=step, weights_sha256=sha256(run.weights(step))
+    )
     with replace_file(path) as temporary:
         temporary.write_bytes(exported.tflite)
     with replace_file(info_path(path)) as temporary:
-        temporary.write_text(exported.description.to_json(), encoding="utf-8")
-    return exported.description
+        temporary.write_text(description.to_json(), encoding="utf-8")
+    return description
+
+
+def is_current(run: Run) -> bool:
+    """Whether model.tflite and export.json are of each other, and of the run's last weights."""
+    try:
+        description = read(run.export)
+        return (
+            description.step == run.last_step()
+            and description.weights_sha256 == sha256(run.weights(run.last_step()))
+            and description.sha256 == sha256(run.tflite)
+        )
+    except (OSError, UsageError):
+        return False
 
 
 def _open(config: Config) -> tuple[Dataset, str]:

@@ -53,7 +53,7 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
         return
     with open_run(config) as run:
         try:
-            if exported and not run.export.is_file():
+            if exported and not exporting.is_current(run):
                 exporting.export_run(run, config, dataset)
         finally:  # the training is worth its report in any case
             report.write(run, config)

@@ -4,6 +4,7 @@
 256 digits for 2 epochs a step, as its flags.cfg says; without its logs, snapshots and plots.
 """
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -15,6 +16,8 @@ import PIL.Image
 import pytest
 
 import main
+from larq_adambnn.runs.config import load_run
+from larq_adambnn.runs.directory import Run, locked, open_run
 
 ARCHIVE = pathlib.Path(__file__).with_name("former_run.tar.xz")
 LAST = "000000016-0f9732618b6d0ff71ba8582fdc18df63.npz"  # its last checkpoint
@@ -69,7 +72,7 @@ def test_export(run, data_dir, capsys):
     former = json.loads((run / "export.json").read_text())
     command(capsys, "--mode=export", f"--run={run}", f"--data_dir={data_dir}")
     now = json.loads((run / "export.json").read_text())
-    assert now.keys() == former.keys()
+    assert now.keys() - former.keys() == {"step", "weights_sha256"}
     for key in ("operators", "input", "output", "preprocessing", "class_names", "accuracy"):
         assert now[key] == former[key], key
     assert now["binary_convolutions"]["converted"] == 16
@@ -92,3 +95,50 @@ def test_resume(run, data_dir, capsys):
     for name, value in expected.items():
         np.testing.assert_allclose(received[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
     assert (run / "model.tflite").is_file()
+
+
+def test_a_moved_run_is_the_same_and_what_is_not_of_its_weights_is_exported_again(
+    run, data_dir, capsys
+):
+    """Its flags.cfg says runs/former; its .tflite is for a while that of step 1."""
+    last = run / "checkpoints" / "step2.weights.h5"
+    hidden = shutil.move(last, run.parent / "hidden.h5")
+    flags = ("--mode=export", f"--run={run}", f"--data_dir={data_dir}")
+    command(capsys, *flags, "--allow_float_fallback")
+    step1 = json.loads((run / "export.json").read_text())
+    assert step1["step"] == 1 and step1["binary_convolutions"]["converted"] == 0
+    shutil.move(hidden, last)
+    again = (f"--flagfile={run}/flags.cfg", f"--data_dir={data_dir}")
+    command(capsys, *again)
+    now = json.loads((run / "export.json").read_text())
+    assert (now["step"], now["binary_convolutions"]["converted"]) == (2, 16)
+    assert "16 of 16 binary layers are LceBconv2d" in (run / "report.md").read_text()
+    time = (run / "model.tflite").stat().st_mtime_ns
+    command(capsys, *again)
+    assert (run / "model.tflite").stat().st_mtime_ns == time  # it is current
+    content = bytearray((run / "model.tflite").read_bytes())
+    content[5000] ^= 1  # one bit
+    (run / "model.tflite").write_bytes(content)
+    command(capsys, *again)
+    assert (run / "model.tflite").read_bytes() != content
+    digest = hashlib.sha256((run / "model.tflite").read_bytes()).hexdigest()
+    assert digest == json.loads((run / "export.json").read_text())["sha256"]
+
+
+def test_a_start_that_was_killed_before_its_flags_were_written(run, data_dir, tmp_path, capsys):
+    new = tmp_path / "new"
+    new.mkdir()
+    for name in (".lock", ".flags.cfg"):
+        (new / name).touch()
+    flags = ("--mode=import", "--source=nothing.pth", f"--output_dir={new}")
+    assert main.main(list(flags)) == 2
+    assert "--source" in capsys.readouterr().err
+    with open_run(load_run(run, output_dir=str(new))):
+        assert (new / "flags.cfg").is_file()
+
+
+def test_export_and_analyze_take_the_lock(run, data_dir, capsys):
+    for mode in ("export", "analyze"):
+        with locked(Run(run)):
+            assert main.main([f"--mode={mode}", f"--run={run}", f"--data_dir={data_dir}"]) == 2
+        assert "another process is working on" in capsys.readouterr().err
