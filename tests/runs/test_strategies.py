@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small import flags_of
 
-REPLICAS = pathlib.Path(__file__).with_name("replicas.py")
+REPLICAS = pathlib.Path(__file__).parents[1] / "replicas.py"
 WORKERS = 2
 
 
