@@ -22,7 +22,8 @@ _CONTAINERS += ("ema", "model_ema", "state_dict_ema")
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "backbone.")
 
 # Classes and functions that scripts save beside the weights; NotATensor is read in their place.
-_BESIDE = ("argparse.Namespace", "pathlib.PosixPath", "numpy.dtype", "numpy.ndarray")
+_BESIDE = ("argparse.Namespace", "numpy.dtype", "numpy.ndarray")
+_BESIDE += ("pathlib.PosixPath", "pathlib._local.PosixPath")  # the latter by Python 3.13
 _BESIDE += tuple(
     f"numpy.{core}.multiarray.{function}"
     for core in ("core", "_core")

@@ -217,7 +217,7 @@ SCRIPTS = {
     "arguments": {
         "epoch": 3,
         "model": WEIGHTS,
-        "args": argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("a").name, sizes=[1, 2]),
+        "args": argparse.Namespace(lr=0.1, output="a", sizes=[1, 2], nested=argparse.Namespace()),
     },
     "numpy_scalars": {
         "best_top1_acc": np.float64(70.5),
@@ -389,9 +389,9 @@ def infinite(kind):
     def damage(state_dict):
         bias = torch.from_numpy(state_dict["fc.bias"]).to(kind)
         bias[1] = -torch.inf
-        path = pathlib.Path(tempfile.mkdtemp()) / "a.pth"
-        torch.save({"fc.bias": bias}, path)
-        state_dict["fc.bias"] = checkpoints.load_torch(path)["fc.bias"]
+        with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+            torch.save({"fc.bias": bias}, file.name)
+            state_dict["fc.bias"] = checkpoints.load_torch(file.name)["fc.bias"]
         return "NaN or infinity in fc.bias"
 
     return damage
