@@ -11,7 +11,6 @@ running variances have the factor n / (n - 1) that Keras leaves out in float64.
 import os
 import pathlib
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ import tensorflow as tf
 
 from larq_adambnn.files import replace_file
 from larq_adambnn.layers import BinaryConv2D, Rotate180, RPReLU, Shift
+from larq_adambnn.torch_files import import_torch, load_torch
 
 __all__ = [
     "count_zeros",
@@ -96,53 +96,6 @@ class _Parameter(NamedTuple):
     layer: tf.keras.layers.Layer
     variable: tf.Variable
     shape: tuple[int, ...]
-
-
-def load_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads the state_dict in a .pth file, of any format of torch.save.
-
-    The file holds it bare or, as the published ones do, under "state_dict"; "module." before
-    every name (of torch.nn.DataParallel) is dropped.  Nothing in the file is executed.
-
-    Raises:
-        ImportError: torch is not installed.
-        ValueError: the file holds no state_dict, is damaged, or would have run code.
-        OSError: it cannot be read.
-    """
-    torch = _torch()
-    with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's notes about formats
-        # A foreign or damaged file makes torch raise nearly anything.
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(
-                f"Expected a checkpoint of PyTorch. Received: {path}, {_reason(error)}"
-            ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise ValueError(
-            f"Expected a state_dict in {path}. Received: {type(content).__name__} without one"
-        )
-    state_dict = {}
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(
-                f"Expected only tensors in the state_dict of {path}. "
-                f"Received: {str(name)[:80]!r}, a {type(tensor).__name__}"
-            )
-        try:
-            half = tensor.dtype == torch.bfloat16  # which NumPy does not have
-            state_dict[name] = (tensor.float() if half else tensor).detach().numpy()
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(
-                f"Expected dense tensors in {path}. Received: {name}, {tensor.layout}, "
-                f"{tensor.dtype}"
-            ) from error
-    if all(name.startswith("module.") for name in state_dict):
-        state_dict = {name.removeprefix("module."): v for name, v in state_dict.items()}
-    return state_dict
 
 
 def load_state_dict(model: tf.keras.Model, state_dict: Mapping[str, np.ndarray]) -> tf.keras.Model:
@@ -243,7 +196,7 @@ def save_torch(
         ImportError: torch is not installed.
         ValueError: as `to_state_dict`, whose `flat_kernels` this takes too.
     """
-    torch = _torch()
+    torch = import_torch()
     state_dict = {
         name: torch.from_numpy(value)
         for name, value in to_state_dict(model, flat_kernels=flat_kernels).items()
@@ -267,25 +220,6 @@ def count_zeros(model: tf.keras.Model) -> tuple[int, int]:
     kernels = [layer.kernel for layer in model.layers if isinstance(layer, BinaryConv2D)]
     zeros = sum(int(np.count_nonzero(kernel.numpy() == 0)) for kernel in kernels)
     return zeros, sum(kernel.shape.num_elements() for kernel in kernels)
-
-
-def _torch():
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            "PyTorch checkpoints need torch, which is not installed; expected it after: "
-            "pip install torch --index-url https://download.pytorch.org/whl/cpu"
-        ) from error
-    return torch
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong with a file that torch.load refused, without its advice to run it anyway."""
-    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if refused:
-        return f"which holds code or objects besides tensors ({refused[1]}); nothing of it was run"
-    return f"which is truncated, damaged or something else ({type(error).__name__})"
 
 
 def _modules(model) -> Iterable[tuple[tf.keras.layers.Layer, str | tuple[str, ...]]]:
@@ -378,7 +312,7 @@ def _check_names(network, names, shapes, arrays, state_dict) -> None:
     """Raises ValueError unless the state_dict has exactly these names, shapes and types."""
     missing = [key for name, key in names.items() if name not in arrays]
     known = set(names.values())
-    unexpected = [str(key) for key in state_dict if key not in known]
+    unexpected = [repr(str(key)[:80])[1:-1] for key in state_dict if key not in known]
     misshapen = []
     for name, array in arrays.items():
         shape = shapes.get(name, ())

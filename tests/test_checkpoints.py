@@ -1,8 +1,12 @@
 """PyTorch's checkpoints in and out, with PyTorch itself as the judge."""
 
+import argparse
+import json
 import os
+import pathlib
 import pickle
 import sys
+import tempfile
 import zipfile
 
 import numpy as np
@@ -17,6 +21,7 @@ from larq_adambnn.runs.directory import Run
 from larq_adambnn.runs.students import load_student
 
 torch = pytest.importorskip("torch")
+safetensors = pytest.importorskip("safetensors.torch")
 F = torch.nn.functional
 
 NETWORKS = ("reactnet_a", "reactnet18", "resnet34")
@@ -190,6 +195,96 @@ def test_reads_parameters_and_bfloat16(tmp_path):
     assert_same_bits(checkpoints.load_torch(tmp_path / "a.pth"), expected)
 
 
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(7)}
+OTHERS = {"a.weight": torch.zeros(2, 3), "n": torch.tensor(0)}
+CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "network", "module")
+AVERAGES = ("ema", "model_ema", "state_dict_ema")
+
+
+def prefixed(prefix):
+    return {prefix + name: tensor for name, tensor in WEIGHTS.items()}
+
+
+SCRIPTS = {
+    **{f"under_{key}": {"epoch": 3, key: WEIGHTS} for key in CONTAINERS + AVERAGES},
+    **{f"{key}_beside": {key: OTHERS, "model": WEIGHTS} for key in AVERAGES},
+    **{
+        f"prefix_{prefix}": prefixed(prefix)
+        for prefix in ("module.", "model.", "_orig_mod.", "net.", "backbone.")
+    },
+    "prefixes": prefixed("module._orig_mod.model."),
+    "prefixes_in_a_container": {"state_dict": prefixed("net.backbone.")},
+    "arguments": {
+        "epoch": 3,
+        "model": WEIGHTS,
+        "args": argparse.Namespace(lr=0.1, output="a", sizes=[1, 2], nested=argparse.Namespace()),
+    },
+    "numpy_scalars": {
+        "best_top1_acc": np.float64(70.5),
+        "epoch": np.int64(3),
+        "state_dict": WEIGHTS,
+        "losses": np.arange(3.0),
+        "names": np.array(["a", "b"]),
+    },
+    "a_path": {"model": WEIGHTS, "args": argparse.Namespace(output=pathlib.PosixPath("a"))},
+    "a_string_under_model": {"model": "reactnet_a", "net": WEIGHTS},
+    "another_optimizer": {
+        "model": WEIGHTS,
+        "optimizer": torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], 0.1).state_dict(),
+    },
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before_1.6"])
+@pytest.mark.parametrize("content", SCRIPTS.values(), ids=SCRIPTS)
+def test_reads_what_training_scripts_save(content, legacy, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    expected = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
+    assert_same_bits(checkpoints.load_torch(path), expected)
+
+
+def test_reads_numbers_of_numpy_2(tmp_path):
+    """NumPy 2 pickles them under another name."""
+    torch.save({"top1": np.float64(70.5), "state_dict": WEIGHTS}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "b", "w") as new:
+        for entry in old.namelist():
+            content = old.read(entry).replace(b"cnumpy.core.multi", b"cnumpy._core.multi")
+            new.writestr(entry, content)
+    assert b"numpy._core.multiarray" in (tmp_path / "b").read_bytes()
+    expected = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
+    assert_same_bits(checkpoints.load_torch(tmp_path / "b"), expected)
+
+
+def test_a_prefix_of_some_names_stays(tmp_path):
+    content = {"module.a": torch.ones(2), "b": torch.ones(2)}
+    torch.save(content, tmp_path / "a.pth")
+    assert checkpoints.load_torch(tmp_path / "a.pth").keys() == content.keys()
+
+
+def test_reads_files_without_checksums(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(WEIGHTS, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    expected = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
+    assert_same_bits(checkpoints.load_torch(tmp_path / "a.pth"), expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_reads_safetensors(name, prefix, tmp_path):
+    """By content, whatever the file is called."""
+    half = torch.full((2,), 1.5, dtype=torch.bfloat16)
+    content = {**prefixed(prefix), f"{prefix}b": half}
+    safetensors.save_file(content, tmp_path / name, metadata={"format": "pt"})
+    expected = {name: tensor.numpy() for name, tensor in WEIGHTS.items()}
+    expected["b"] = np.full(2, 1.5, np.float32)
+    assert_same_bits(checkpoints.load_torch(tmp_path / name), expected)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_saves_what_the_published_code_loads(name, tmp_path):
     model = build(name)
@@ -290,6 +385,23 @@ def not_a_number(state_dict):
     return "NaN or infinity in feature.9.binary_3x3.weight"
 
 
+def infinite(kind):
+    def damage(state_dict):
+        bias = torch.from_numpy(state_dict["fc.bias"]).to(kind)
+        bias[1] = -torch.inf
+        with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+            torch.save({"fc.bias": bias}, file.name)
+            state_dict["fc.bias"] = checkpoints.load_torch(file.name)["fc.bias"]
+        return "NaN or infinity in fc.bias"
+
+    return damage
+
+
+def a_long_name(state_dict):
+    state_dict["a\n" * 1000] = np.zeros(3, np.float32)
+    return "unexpected: " + "a\\n" * 40
+
+
 def too_large(state_dict):
     state_dict["fc.weight"] = state_dict["fc.weight"].astype(np.float64) * 1e300
     return "NaN or infinity in fc.weight"
@@ -305,6 +417,10 @@ def too_large(state_dict):
         another_flat_shape,
         another_type,
         not_a_number,
+        pytest.param(infinite(torch.bfloat16), id="infinite_bfloat16"),
+        pytest.param(infinite(torch.float16), id="infinite_float16"),
+        pytest.param(infinite(torch.float32), id="infinite_float32"),
+        a_long_name,
         too_large,
     ],
 )
@@ -316,7 +432,7 @@ def test_is_strict(damage, reactnet_a):
     text = damage(state_dict)
     with pytest.raises(ValueError) as caught:
         checkpoints.load_state_dict(model, state_dict)
-    assert text in str(caught.value)
+    assert text in str(caught.value) and len(str(caught.value).splitlines()) == 1
     assert_same_bits(checkpoints.to_state_dict(model), before)
 
 
@@ -422,7 +538,112 @@ def sparse(path, mark):
     torch.save({"a": torch.eye(3).to_sparse()}, path)
 
 
+def in_arguments(path, mark):
+    arguments = argparse.Namespace(lr=0.1, extra=Payload(mark))
+    torch.save({"model": {"a": torch.ones(2)}, "args": arguments}, path)
+
+
+def in_numpy(path, mark):
+    torch.save({"model": {"a": torch.ones(2)}, "x": np.array([Payload(mark)], object)}, path)
+
+
+def another_class(path, mark):
+    torch.save({"model": {"a": torch.ones(2)}, "args": zipfile.ZipInfo()}, path)
+
+
+def arguments_alone(path, mark):
+    torch.save(argparse.Namespace(lr=0.1), path)
+
+
+def numpy_weights(path, mark):
+    torch.save({"a": np.ones(2)}, path)
+
+
+def flipped_weight(path, mark):
+    """torch.load reads it as if nothing were."""
+    weights = torch.full((1000,), 1.25)
+    torch.save({"a": weights}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(weights.numpy().tobytes()) + 2003] ^= 0x80
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)["a"].min() == -1.25
+
+
+def compressed(path, mark):
+    """A zip that would fill 1 GB."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", pickle.dumps({}, protocol=2))
+        with file.open("a/data/0", "w", force_zip64=True) as stream:
+            for _ in range(1 << 10):
+                stream.write(bytes(1 << 20))
+
+
+def overlapping(path, mark):
+    """Two names for the same bytes: many would fill the memory."""
+    torch.save({"a": torch.ones(1000), "b": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path, "a") as file:
+        for _ in range(10):
+            file.filelist.append(file.getinfo("bad/data/0"))
+        file.comment = b"changed"
+
+
+def repeated(path, mark):
+    torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, path)
+
+
+def safetensors_header(header, data=bytes(8), claimed=None):
+    def damage(path, mark):
+        content = header if isinstance(header, bytes) else json.dumps(header).encode()
+        length = len(content) if claimed is None else claimed
+        path.write_bytes(length.to_bytes(8, "little") + content + data)
+
+    return damage
+
+
+def truncated_safetensors(path, mark):
+    safetensors.save_file({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def safetensors_no_tensors(path, mark):
+    safetensors.save_file({}, path)
+
+
+TWO = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+BAD_SAFETENSORS = {
+    "no_json": safetensors_header(b"{" * 20),
+    "no_utf8": safetensors_header(b'{"\xff": 3}'),
+    "longer_than_the_file": safetensors_header({"a": TWO}, claimed=1 << 31),
+    "longer_than_memory": safetensors_header({"a": TWO}, claimed=(1 << 63) + 1),
+    "shorter": safetensors_header({"a": TWO}, claimed=10),
+    "huge_tensor": safetensors_header(
+        {"a": {**TWO, "shape": [1 << 40], "data_offsets": [0, 4 << 40]}}
+    ),
+    "overflow": safetensors_header({"a": {**TWO, "shape": [1 << 62, 1 << 62]}}),
+    "another_shape": safetensors_header({"a": {**TWO, "shape": [3]}}),
+    "unknown_type": safetensors_header({"a": {**TWO, "dtype": "F33"}}),
+    "hole": safetensors_header({"a": {**TWO, "data_offsets": [8, 16]}}, bytes(16)),
+    "shared": safetensors_header({"a": TWO, "b": TWO}),
+    "trailing": safetensors_header({"a": TWO}, bytes(16)),
+    "deep": safetensors_header(b'{"a":' * 100_000),
+}
+for _name, _damage in BAD_SAFETENSORS.items():
+    _damage.__name__ = f"safetensors_{_name}"
+
 BAD_FILES = {
+    **dict.fromkeys(BAD_SAFETENSORS.values(), "Expected a safetensors file"),
+    truncated_safetensors: "Expected a safetensors file",
+    safetensors_no_tensors: "Expected a state_dict",
+    in_arguments: "(posix.system); nothing of it was run",
+    in_numpy: "(posix.system); nothing of it was run",
+    another_class: "(zipfile.ZipInfo); nothing of it was run. "
+    "Save the weights alone: torch.save(model.state_dict(), path)",
+    arguments_alone: "Expected a state_dict",
+    numpy_weights: "'a', a NotATensor",
+    flipped_weight: "damaged or something else in the entry 'bad/data/0'",
+    compressed: "with compressed entries of 1,073,7",
+    overlapping: "with overlapping entries of ",
+    repeated: "Expected tensors no larger than their file",
     truncated_zip: "truncated, damaged",
     truncated_before_16: "truncated, damaged",
     empty: "truncated, damaged",
@@ -457,6 +678,7 @@ def test_bad_files_say_why_and_run_nothing(damage, tmp_path, capfd):
     with pytest.raises(ValueError) as caught:
         checkpoints.load_torch(path)
     assert BAD_FILES[damage] in str(caught.value) and str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
     status, _, lines = run_main(capfd, *IMPORT, f"--source={path}", f"--output_dir={run}")
     assert status == 2
     assert len(lines) == 1 and BAD_FILES[damage] in lines[0]
@@ -483,6 +705,77 @@ def test_without_torch(monkeypatch, tmp_path, capfd):
     assert status == 2
     assert len(lines) == 1 and "pip install torch" in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("version", ["1.13.1", "2.5.1+cpu", "2.9.1", "2.9.0a0+git1"])
+def test_refuses_a_torch_that_may_run_code(version, monkeypatch, tmp_path):
+    torch.save(WEIGHTS, tmp_path / "a.pth")
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", None)  # is not called
+    with pytest.raises(ImportError) as caught:
+        checkpoints.load_torch(tmp_path / "a.pth")
+    for text in (f"torch {version};", 'pip install "torch>=2.10"', '"larq_adambnn[torch]"'):
+        assert text in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.13.0+cpu", "3.0.0"])
+def test_takes_a_newer_torch(version, monkeypatch, tmp_path):
+    torch.save(WEIGHTS, tmp_path / "a.pth")
+    monkeypatch.setattr(torch, "__version__", version)
+    assert checkpoints.load_torch(tmp_path / "a.pth").keys() == WEIGHTS.keys()
+
+
+def test_without_safetensors(monkeypatch, tmp_path):
+    safetensors.save_file(WEIGHTS, tmp_path / "a.safetensors")
+    torch.save(WEIGHTS, tmp_path / "a.pth")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match=r'a\.safetensors.*pip install "safetensors>=0\.4"'):
+        checkpoints.load_torch(tmp_path / "a.safetensors")
+    assert checkpoints.load_torch(tmp_path / "a.pth").keys() == WEIGHTS.keys()
+
+
+def mutants(data, header, count, rng):
+    """Copies of a file's bytes: cut, with a few bytes flipped, or with a random header."""
+    for i in range(count):
+        mutant = bytearray(data)
+        if i % 4 == 0:
+            del mutant[rng.integers(len(data)) :]
+        elif i % 4 == 1:
+            mutant[: rng.integers(1, 20)] = rng.bytes(rng.integers(1, 20))
+        else:
+            for place in rng.integers(header, size=rng.integers(1, 4)):
+                mutant[place] ^= 1 << rng.integers(8)
+        yield bytes(mutant)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_a_damaged_file_is_refused_or_read_as_it_was(kind, tmp_path):
+    """A .safetensors has no checksums, so only its header is flipped; a name or a type may
+    change then, which load_state_dict refuses.
+    """
+    path, weights = tmp_path / f"a.{kind}", {**WEIGHTS, "b": torch.ones(100)}
+    if kind == "pth":
+        torch.save({"epoch": 3, "state_dict": weights}, path)
+    else:
+        safetensors.save_file(weights, path)
+    data = path.read_bytes()
+    header = len(data) if kind == "pth" else 8 + int.from_bytes(data[:8], "little")
+    expected = checkpoints.load_torch(path)
+    types = {name: array.dtype for name, array in expected.items()}
+    refused = 0
+    for mutant in mutants(data, header, 40, np.random.default_rng(0)):
+        path.write_bytes(mutant)
+        try:
+            received = checkpoints.load_torch(path)
+        except (ValueError, OSError) as error:
+            refused += 1
+            assert str(path) in str(error) and len(str(error).splitlines()) == 1
+            continue
+        same = {name: array.dtype for name, array in received.items()} == types
+        if kind == "pth" or same:
+            assert_same_bits(received, expected)
+    assert refused >= 20
 
 
 # --mode=import

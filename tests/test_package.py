@@ -98,7 +98,7 @@ def test_every_import_is_a_dependency():
     distributions = importlib.metadata.packages_distributions()
     needed = {canonicalize_name(distributions[module][0]) for module in imported}
     declared = set(requirements(PROJECT["dependencies"]))
-    assert needed - declared == {"larq-zoo", "torch"}  # which are extras
+    assert needed - declared == {"larq-zoo", "safetensors", "torch"}  # which are extras
     # Keras 2 takes the place of tf.keras; tensorflow-datasets needs the other
     assert declared - needed == {"tf-keras", "importlib-resources"}
 
