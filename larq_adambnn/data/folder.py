@@ -160,7 +160,8 @@ def _walk(folder: bytes, problems: list[Problem], others: Counter[bytes], prefix
     below = []
     for entry in entries:
         if hidden(os.fsdecode(entry.name)):
-            others[b"hidden"] += not _holds(entry.is_dir)
+            if not _holds(entry.is_dir):
+                others[b"hidden"] += 1
         elif _holds(entry.is_dir):
             if entry.is_symlink() and entry.path.startswith(os.path.realpath(entry.path)):
                 problems.append(

@@ -107,7 +107,16 @@ def array_source(
 
 
 def file_source(files: Sequence[str], class_names: tuple[str, ...], channels: int) -> Source:
-    """A source of image files, whose labels are all 0."""
+    """A source of image files, turned as EXIF says, whose labels are all 0."""
+
+    def load(name):
+        return tf.numpy_function(
+            lambda encoded: images.upright(np.asarray(encoded, object).item(), channels),
+            [tf.io.read_file(name)],
+            tf.string,
+            stateful=False,
+        )
+
     names = tf.constant(list(map(os.fsencode, files)))
     return Source(
         size=len(files),
@@ -115,7 +124,7 @@ def file_source(files: Sequence[str], class_names: tuple[str, ...], channels: in
         channels=channels,
         lookup=lambda indices: (tf.gather(names, indices), tf.zeros_like(indices)),
         name=lambda index: printable(files[index]),
-        load=tf.io.read_file,
+        load=lambda name: tf.ensure_shape(load(name), ()),
     )
 
 
