@@ -198,7 +198,7 @@ def test_names_as_emnists(tmp_path, pack):
         np.testing.assert_array_equal(everything(idx.open_idx(tmp_path, split))[0], images)
     write(tmp_path, names=("emnist-digits-train", "emnist-digits-test"))
     with pytest.raises(
-        UsageError, match="one file of train images .*digits.*, .*letters"
+        UsageError, match=r"one file of train images .*digits.*, .*letters"
     ) as raised:
         idx.open_idx(tmp_path, "train")
     assert "\n" not in str(raised.value)
