@@ -7,9 +7,14 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["read_rows", "replace_file", "sha256", "write_rows"]
+__all__ = ["printable", "read_rows", "replace_file", "sha256", "write_rows"]
 
 _BLOCK = 2**20  # bytes that are read at a time for a checksum
+
+
+def printable(path: str | bytes | os.PathLike) -> str:
+    r"""A path as text that can be printed and written: bytes that are not UTF-8 as \xff."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @contextlib.contextmanager

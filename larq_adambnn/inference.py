@@ -11,6 +11,7 @@ from larq_adambnn.data import Dataset, Preparation, from_files
 from larq_adambnn.data import images as image_formats
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import interpreter
+from larq_adambnn.files import printable
 from larq_adambnn.machine import cores
 from larq_adambnn.progress import progress
 
@@ -95,7 +96,7 @@ def classify(
         with open(file, "rb") as opened:
             defect = image_formats.defect(opened.read(), preparation.channels)
         if defect:
-            raise UsageError(f"images: {os.fspath(file)} {defect}")
+            raise UsageError(f"images: {printable(file)} {defect}")
     dataset = from_files(files, preparation, class_names)
     batches = dataset.evaluation(batch_size=_BATCH).as_numpy_iterator()
     found = np.concatenate(list(logits(network, (images for images, _ in batches))))

@@ -1,6 +1,6 @@
 """Reads the weights in PyTorch's .pth files and in .safetensors files, and trusts neither.
 
-Nothing in a file is executed, and reading takes a small multiple of the file's size in memory.
+Nothing in a file is executed; entries that claim more than the file's size are not read.
 """
 
 import os

@@ -30,6 +30,9 @@ def run() -> None:
 
 def main(arguments: list[str]) -> int:
     """Runs a command line and returns its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _main(arguments)
         sys.stdout.flush()

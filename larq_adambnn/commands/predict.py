@@ -5,8 +5,10 @@ import pathlib
 
 from larq_adambnn import inference
 from larq_adambnn.commands.evaluate import read_tflite
+from larq_adambnn.data.folder import hidden
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description
+from larq_adambnn.files import printable
 from larq_adambnn.inference import Guess
 from larq_adambnn.runs import datasets, students
 from larq_adambnn.runs.config import Config, load_run
@@ -41,12 +43,14 @@ def main(config: Config) -> None:
         preparation, class_names = dataset.preparation, dataset.class_names
         network = students.load_student(Run(directory), run_config, dataset)
     guesses = inference.classify(network, files, preparation, class_names)
-    found = list(zip(map(str, files), guesses, strict=True))
+    found = list(zip(map(printable, files), guesses, strict=True))
     print(_json(found) if config.json else _table(found))
 
 
 def image_files(paths: tuple[str, ...]) -> list[pathlib.Path]:
     """The files among paths, and the images in the folders among them, in order of name.
+
+    Hidden files and folders in a folder are left out.
 
     Raises:
         UsageError: a path does not exist, or a folder holds no image.
@@ -55,7 +59,7 @@ def image_files(paths: tuple[str, ...]) -> list[pathlib.Path]:
     for path in map(pathlib.Path, paths):
         found = [path]
         if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES)
+            found = sorted(f for f in path.rglob("*") if _is_image(f.relative_to(path)))
         elif not path.is_file():
             raise UsageError(
                 f"--images: expected image files or folders; received {str(path)!r}, which does "
@@ -67,6 +71,10 @@ def image_files(paths: tuple[str, ...]) -> list[pathlib.Path]:
             )
         files += found
     return files
+
+
+def _is_image(path: pathlib.Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not any(map(hidden, path.parts))
 
 
 def _json(found: list[tuple[str, list[Guess]]]) -> str:

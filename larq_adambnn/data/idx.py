@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import math
 import pathlib
+import re
 import zlib
 
 import numpy as np
@@ -23,13 +24,33 @@ def splits(directory: pathlib.Path) -> tuple[str, ...]:
 
 
 def _find(directory: pathlib.Path, split: str, kind: str, rank: int) -> pathlib.Path | None:
+    """The file of MNIST's name, or the only one of such a name as EMNIST's.
+
+    Raises:
+        UsageError: several have such a name.
+    """
     names = [
         f"{prefix}-{kind}{separator}idx{rank}-ubyte{suffix}"
         for prefix in _PREFIXES[split]
         for separator in "-."
         for suffix in ("", ".gz")
     ]
-    return next((directory / name for name in names if (directory / name).is_file()), None)
+    for name in names:
+        if (directory / name).is_file():
+            return directory / name
+    pattern = re.compile(rf".*({'|'.join(_PREFIXES[split])}).*{kind}.*idx{rank}.*")
+    files = directory.iterdir() if directory.is_dir() else ()
+    found = sorted(
+        path
+        for path in files
+        if pattern.fullmatch(path.name) and not path.name.startswith(".") and path.is_file()
+    )
+    if len({path.name.removesuffix(".gz") for path in found}) > 1:
+        raise UsageError(
+            f"data_dir: expected one file of {split} {kind} in {directory}; received "
+            f"{', '.join(path.name for path in found)}"
+        )
+    return found[0] if found else None
 
 
 def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
@@ -79,20 +100,19 @@ def _read(file, limit: int, chunk: int = 1 << 24) -> bytearray:
 
 
 def class_names(directory: pathlib.Path) -> tuple[str, ...]:
-    """The classes: the training labels 0, 1, 2 and so on up to the first that never comes.
+    """The classes: the numbers that occur as training labels, in order.
 
     Raises:
-        UsageError: there are no training labels, or no 0 among them.
+        UsageError: there are no training labels.
     """
-    labels = read_idx(*_files(directory, "train")["labels"])
-    present = np.bincount(labels, minlength=257) > 0
-    count = int(np.argmin(present))
-    if not count:
-        raise UsageError(
-            f"{directory}: expected training labels that begin at 0; the lowest is "
-            f"{min(labels, default='none')}"
-        )
-    return tuple(map(str, range(count)))
+    return tuple(map(str, _classes(directory)))
+
+
+def _classes(directory: pathlib.Path) -> np.ndarray:
+    labels = np.unique(read_idx(*_files(directory, "train")["labels"]))
+    if not len(labels):
+        raise UsageError(f"{directory}: expected training labels; there are none")
+    return labels
 
 
 def statistics(directory: pathlib.Path) -> tuple[tuple[float], tuple[float]]:
@@ -107,8 +127,7 @@ def statistics(directory: pathlib.Path) -> tuple[tuple[float], tuple[float]]:
 def open_idx(directory: pathlib.Path, split: str) -> Source:
     """One split of a directory with {train,t10k}-images-idx3-ubyte[.gz] and the labels.
 
-    Labels out of range become problems, and their images are left out.  In range is what
-    the training labels show: 0, 1, 2 and so on without a gap.
+    Labels that do not occur in training become problems, and their images are left out.
 
     Raises:
         UsageError: files are missing or damaged, or images and labels do not match.
@@ -122,17 +141,25 @@ def open_idx(directory: pathlib.Path, split: str) -> Source:
         )
     if 0 in images.shape:
         raise UsageError(f"{directory}: expected {split} images; received shape {images.shape}")
-    names = class_names(directory)
-    outside = np.flatnonzero(labels >= len(names))
+    classes = _classes(directory)
+    outside = np.flatnonzero(~np.isin(labels, classes))
     problems = tuple(
         Problem(
             f"{directory} {split} image {index}",
-            f"has label {labels[index]}; expected 0 to {len(names) - 1}",
+            f"has label {labels[index]}; expected one of training's, {_ranges(classes)}",
         )
         for index in outside
     )
-    source = array_source(images[..., np.newaxis], labels, names, f"{directory} {split}")
+    numbers = np.searchsorted(classes, labels)
+    names = tuple(map(str, classes))
+    source = array_source(images[..., np.newaxis], numbers, names, f"{directory} {split}")
     return dataclasses.replace(source.without(outside), problems=problems)
+
+
+def _ranges(numbers: np.ndarray) -> str:
+    """Sorted numbers in short: 0 to 4, 7, 9."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _files(directory: pathlib.Path, split: str) -> dict[str, tuple[pathlib.Path, int]]:

@@ -6,14 +6,18 @@ from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin  # Pillow loads neither of the two by itself for named formats
 import tensorflow as tf
 
-__all__ = ["MAX_PIXELS", "decode", "defect", "rotation"]
+__all__ = ["MAX_PIXELS", "decode", "defect", "rotation", "upright"]
 
-# Where Pillow stops too: a few bytes may claim an image that fills the memory.
-MAX_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS
+# A few bytes may claim an image that fills the memory.
+_MEMORY = 3 * 2**28  # bytes that decoding may take; ImageNet's largest image has 61 million pixels
+_BYTES = 12  # a pixel: as Pillow holds it, and as an array and its copy
+_WEBP_BYTES = 32  # its decoder holds several whole images
+MAX_PIXELS = _MEMORY // _BYTES
 # What torchvision's image folders hold (and GIF, which TFDS knows).  Naming the formats keeps
 # Pillow from the ones that start other programs, such as EPS.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -90,12 +94,46 @@ def _check_size(shape: tf.Tensor) -> tf.Operation:
     return tf.debugging.assert_less_equal(pixels, tf.constant(MAX_PIXELS, tf.int64))
 
 
-def _pillow(encoded: bytes, channels: int) -> np.ndarray:
+class _RefusedError(ValueError):
+    """A whole image of a kind that is not taken; the message follows the file's name."""
+
+
+def _pillow(encoded: bytes, channels: int, *, upright: bool = False) -> np.ndarray:
+    """The pixels (H, W, channels); upright: turned as EXIF says."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            image = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-    return image.reshape(*image.shape[:2], channels)
+            limit = _MEMORY // (_WEBP_BYTES if image.format == "WEBP" else _BYTES)
+            if image.width * image.height > limit:
+                raise _RefusedError(f"claims more than {limit:,} pixels")
+            if upright:
+                PIL.ImageOps.exif_transpose(image, in_place=True)
+            if image.mode == "F":
+                raise _RefusedError("has pixels of type float; expected 8 or 16 bits")
+            if image.mode.startswith("I"):
+                image = PIL.Image.fromarray(_high_bytes(np.asarray(image)))
+            mode = "RGB" if channels == 3 else "L"
+            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _high_bytes(pixels: np.ndarray) -> np.ndarray:
+    """16-bit pixels as 8-bit ones, as TensorFlow reads PNGs."""
+    if pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise _RefusedError("has pixels of 32 bits; expected 8 or 16 bits")
+    return (pixels >> 8).astype(np.uint8)
+
+
+def upright(encoded: bytes, channels: int) -> bytes:
+    """The image turned as its EXIF data say, as a PNG; the same bytes if it is upright."""
+    if rotation(encoded) == 1:
+        return encoded
+    pixels = _pillow(encoded, channels, upright=True)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(
+        file, "PNG", compress_level=1
+    )
+    return file.getvalue()
 
 
 def defect(encoded: bytes, channels: int = 3) -> str:
@@ -107,6 +145,8 @@ def defect(encoded: bytes, channels: int = 3) -> str:
         decode(tf.constant(encoded), channels, lambda height, width: (0, 0, height, width))
     except PIL.UnidentifiedImageError:
         return f"is not an image: it begins with {encoded[:16]!r}"
+    except _RefusedError as error:
+        return str(error)
     except PIL.Image.DecompressionBombError:
         return f"claims more than {MAX_PIXELS:,} pixels"
     except Exception as error:  # Pillow's readers raise nearly any kind on damaged files
@@ -118,4 +158,8 @@ def defect(encoded: bytes, channels: int = 3) -> str:
 def rotation(encoded: bytes) -> int:
     """The orientation that an image's EXIF data give it: 1 is upright, 2 to 8 are not."""
     with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        try:
+            found = image.getexif().get(_ORIENTATION, 1)
+        except Exception:  # damaged EXIF data: the image may be whole
+            return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1

@@ -1,6 +1,7 @@
 """What every kind of data set gives: examples in any order, not decoded yet."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.data import images
+from larq_adambnn.files import printable
 
 __all__ = ["Problem", "Source", "array_source", "dataset_source", "file_source"]
 
@@ -105,15 +107,24 @@ def array_source(
 
 
 def file_source(files: Sequence[str], class_names: tuple[str, ...], channels: int) -> Source:
-    """A source of image files, whose labels are all 0."""
-    names = tf.constant(files)
+    """A source of image files, turned as EXIF says, whose labels are all 0."""
+
+    def load(name):
+        return tf.numpy_function(
+            lambda encoded: images.upright(np.asarray(encoded, object).item(), channels),
+            [tf.io.read_file(name)],
+            tf.string,
+            stateful=False,
+        )
+
+    names = tf.constant(list(map(os.fsencode, files)))
     return Source(
         size=len(files),
         class_names=class_names,
         channels=channels,
         lookup=lambda indices: (tf.gather(names, indices), tf.zeros_like(indices)),
-        name=lambda index: files[index],
-        load=tf.io.read_file,
+        name=lambda index: printable(files[index]),
+        load=lambda name: tf.ensure_shape(load(name), ()),
     )
 
 

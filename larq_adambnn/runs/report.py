@@ -97,7 +97,7 @@ def write(run: Run, config: Config) -> None:
             lines += ["", f"![{entry['caption']}](plots/{entry['plot']})", "", entry["caption"]]
     lines += ["", "## Settings", "", "```", *config.lines(), "```", ""]
     with replace_file(run.report) as path:
-        path.write_text("\n".join(lines), encoding="utf-8")
+        path.write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 def _left_out(run: Run) -> list[str]:

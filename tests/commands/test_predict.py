@@ -1,5 +1,6 @@
 """--mode=predict: classes of image files, by a run and by its .tflite."""
 
+import os
 import shutil
 
 import exports
@@ -189,3 +190,22 @@ def test_another_batch_size_is_refused(run, pictures, tmp_path, capsys):
     line = refused(capsys, f"--tflite={path}", f"--images={folder}")
     assert "takes one image at a time" in line
     assert "(2, 32, 32, 1)" in line
+
+
+def test_names_that_are_not_utf8_and_hidden_files(run, pictures, tmp_path, capsys):
+    folder, _ = pictures
+    shutil.copy(folder / "00.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    for name in (".hidden.png", "._a.png", ".ipynb_checkpoints/a.png", "__MACOSX/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    expected = predict(capsys, f"--run={run}", f"--images={folder}/00.png")
+    for flag in (f"--run={run}", f"--tflite={run}/model.tflite"):
+        (found,) = predict(capsys, flag, f"--images={tmp_path}")
+        assert found["image"] == rf"{tmp_path}/caf\xe9.png"
+        assert found["predictions"][0]["class"] == expected[0]["predictions"][0]["class"]
+    assert main.main(["--mode=predict", f"--run={run}", f"--images={tmp_path}"]) == 0
+    assert rf"{tmp_path}/caf\xe9.png" in capsys.readouterr().out
+    broken = os.fsencode(tmp_path) + b"/\xff.png"
+    with open(broken, "wb") as file:
+        file.write(b"no image")
+    assert r"\xff.png is not an image" in refused(capsys, f"--run={run}", f"--images={tmp_path}")

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from photographs import write_folder
 
+from larq_adambnn import data
 from larq_adambnn.data import folder
 from larq_adambnn.errors import UsageError
 
@@ -151,7 +152,7 @@ def test_files_and_folders_that_may_not_be_read():
     ("make", "split", "message"),
     [
         (lambda root: None, "train", "expected a folder with a folder of images for each class"),
-        (lambda root: touch(root / "train" / "x.jpg"), "train", "expected folders with images in"),
+        (lambda root: touch(root / "train" / "x.jpg"), "train", "holds 1 images without class"),
         (lambda root: (root / "train" / "a").mkdir(parents=True), "train", "there are none"),
         (lambda root: touch(root / "train" / "a" / "x.jpg"), "val", "received '.*val': No such"),
         (lambda root: touch(root / "train"), "train", "Not a directory"),
@@ -241,3 +242,86 @@ def test_without_leaves_out_and_keeps_the_names(tree):
     assert np.array_equal(
         source.without([]).lookup(tf.constant([5]))[0], source.lookup(tf.constant([5]))[0]
     )
+
+
+HIDDEN = {
+    "Jupyter's copies": ".ipynb_checkpoints/a.jpg",
+    "macOS's folders": ".DS_Store",
+    "macOS's archives": "__MACOSX/ape/._a.jpg",
+    "Synology's thumbnails": "@eaDir/a.jpg/SYNOPHOTO_THUMB_S.jpg",
+    "Windows's thumbnails": "Thumbs.db",
+    "a file that begins with a dot": "._a.jpg",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_systems_and_programs_leave_is_no_class_no_split_and_no_image(tree, name):
+    expected = {split: names(folder.open_folder(tree, split)) for split in ("train", "val")}
+    classes, splits = folder.class_names(tree), folder.splits(tree)
+    for place in ("", "train", "train/ape", "train/ape/deep", "val", "val/ape"):
+        touch(tree / place / HIDDEN[name])
+    assert folder.class_names(tree) == classes
+    assert folder.splits(tree) == splits
+    for split, files in expected.items():
+        source = folder.open_folder(tree, split)
+        assert names(source) == files
+        assert source.problems == ()
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_validation_images_without_class_folders(tmp_path, name):
+    """As Kaggle gives ImageNet: train/CLASS/*, val/*, test/*."""
+    write_folder(tmp_path)
+    for path in sorted((tmp_path / "val").glob("*/*")):
+        touch(tmp_path / name / f"ILSVRC2012_{path.name}")
+        path.unlink()
+    for path in (tmp_path / "val").iterdir():
+        if path.is_dir():
+            path.rmdir()
+    if name != "val":
+        (tmp_path / "val").rmdir()
+    touch(tmp_path / "test" / "1.JPEG")
+    for split in ("test", "val"):
+        with pytest.raises(UsageError) as raised:
+            data.load("image_folder", tmp_path, split=split, batch_size=2).source()
+        assert f"{tmp_path}/{name} holds 4 images without class folders" in str(raised.value)
+        assert "expected a folder of images for each class" in str(raised.value)
+        assert "valprep.sh" in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_names_that_are_not_utf8(tmp_path, capsys):
+    write_folder(tmp_path)
+    train = os.fsencode(tmp_path / "train")
+    os.rename(train + b"/china/000.JPEG", train + b"/china/caf\xe9.JPEG")
+    os.symlink(b"nowhere", train + b"/china/\xff.jpg")
+    for split in ("train", "val"):
+        directory = os.fsencode(tmp_path / split)
+        os.rename(directory + b"/flower", directory + b"/fleur\xe9")
+    source = folder.open_folder(tmp_path, "train")
+    assert source.class_names == folder.class_names(tmp_path) == ("china", r"fleur\xe9")
+    assert problems(source) == {rf"{tmp_path}/train/china/\xff.jpg": "is a broken link"}
+    assert rf"{tmp_path}/train/china/caf\xe9.JPEG" in names(source)
+    for index in range(len(source)):
+        assert source.defect(index) == ""
+    "".join(names(source)).encode()  # what can be printed and written
+
+
+def test_a_run_on_names_that_are_not_utf8(server, tmp_path):
+    write_folder(tmp_path / "data", train=8)
+    for split in ("train", "val"):
+        directory = os.fsencode(tmp_path / "data" / split)
+        os.rename(directory + b"/flower", directory + b"/fleur\xe9")
+        touch(pathlib.Path(os.fsdecode(directory + b"/fleur\xe9/\xff.jpg")), b"no image")
+    flags = ["--model=reactnet18", "--image_size=32", "--noexport", "--batch_size=8"]
+    flags += ["--epochs=1", "--loss=cross_entropy", "--dataset=image_folder"]
+    flags += [f"--data_dir={tmp_path}/data", f"--output_dir={tmp_path}/run"]
+    status, _, err = server.start(*flags, "--bad_images=skip").finish()
+    assert status == 0, err
+    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert r"train/fleur\xe9/\xff.jpg` is not an image" in report
+    status, out, err = server.start(
+        "--mode=check_data", "--dataset=image_folder", f"--data_dir={tmp_path}/data"
+    ).finish()
+    assert status == 2
+    assert r"val/fleur\xe9/\xff.jpg is not an image" in out
