@@ -146,7 +146,8 @@ def from_datasets(
         raise ValueError(f"Expected images of as many channels in both. Received: {channels}")
     (channels,) = channels
     usual_mean, usual_std = statistics.known(name, channels)
-    mean, std = tuple(mean or usual_mean), tuple(std or usual_std)
+    mean = usual_mean if mean is None else tuple(map(float, mean))
+    std = usual_std if std is None else tuple(map(float, std))
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise ValueError(
             f"Expected mean and positive std of {channels} channels. Received: mean={mean}, "

@@ -13,6 +13,9 @@ from larq_adambnn.files import printable
 
 __all__ = ["Problem", "Source", "array_source", "dataset_source", "file_source"]
 
+_LOOKED_AT = 8  # examples of a data set
+_ROUNDING = 0.01  # that a resampled image may go beyond its range
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -148,6 +151,7 @@ def dataset_source(
     channels = 3 if encoded else image.shape[-1]
     if channels not in (1, 3):
         raise ValueError(f"Expected images of 1 or 3 channels. Received: {image}")
+    _check_range(dataset, image)
     size = int(dataset.cardinality())
     if size < 1:
         raise ValueError(
@@ -163,3 +167,16 @@ def dataset_source(
         stream=dataset.map(lambda image, label: (image, tf.cast(label, tf.int64))),
         shuffle=shuffle,
     )
+
+
+def _check_range(dataset: tf.data.Dataset, spec: tf.TensorSpec) -> None:
+    """Raises ValueError if the first pixels are real numbers that are not on 0..1."""
+    if spec.dtype != tf.float32:
+        return
+    for image, _ in dataset.take(_LOOKED_AT).as_numpy_iterator():
+        low, high = float(image.min(initial=0)), float(image.max(initial=0))
+        if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:  # NaN is not either
+            raise ValueError(
+                f"Expected float32 pixels on 0..1 (divide by 255, or give uint8). Received: "
+                f"{low:g} to {high:g}"
+            )

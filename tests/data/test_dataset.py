@@ -395,6 +395,20 @@ def test_labels_of_own_datasets_out_of_range_stop():
         assert f"training example 13 has label {bad}; expected 0 to 2" in stop(dataset.train())
 
 
+@pytest.mark.parametrize("scale", [255.0, -1.0, np.nan])
+def test_own_pixels_of_another_range(scale):
+    scaled = own(kind="float32").map(lambda image, label: (image * scale, label))
+    with pytest.raises(ValueError, match=r"Expected float32 pixels on 0..1 \(divide by 255"):
+        from_own(scaled)
+
+
+def test_own_mean_and_deviation():
+    preparation = from_own(own(), mean=np.full(3, 0.25), std=[0.5] * 3).preparation
+    assert (preparation.mean, preparation.std) == ((0.25,) * 3, (0.5,) * 3)
+    with pytest.raises(ValueError, match="positive std of 3 channels"):
+        from_own(own(), std=[0.0] * 3)
+
+
 def test_own_datasets_of_something_else():
     good = own()
     for wrong, message in (
