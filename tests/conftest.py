@@ -6,7 +6,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 # In the processes that follow, large tensors go back to the system when they are freed.
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 * 2**20))
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
 
 import exports
 import filelock
