@@ -66,7 +66,7 @@ def test_lines_of_a_config_parse_to_the_same_config(tmp_path, teacher):
             "--learning_rate=0.1",
         ]
     )
-    path = tmp_path / "flags.cfg"
+    path = tmp_path / "copy.cfg"
     path.write_text("\n".join(config.lines()))
     assert parse([f"--flagfile={path}"]) == config
     assert config.devices == ("CPU:0", "CPU:1")
@@ -126,7 +126,7 @@ def test_every_text_survives_flags_cfg(tmp_path):
 @pytest.mark.parametrize("value", NASTY)
 def test_the_directory_of_a_run_may_have_any_name(value, tmp_path):
     config = Config(mode="summary", output_dir=value)
-    path = tmp_path / "flags.cfg"
+    path = tmp_path / "copy.cfg"
     path.write_text("\n".join(config.lines()), encoding="utf-8")
     assert parse([f"--flagfile={path}"]) == config
 
