@@ -26,7 +26,7 @@ def _soft_sign(x: np.ndarray) -> np.ndarray:
 def toy_surface(
     *,
     resolution: int = 101,
-    steps: int = 150,
+    iterations: int = 150,
     sgd_rate: float = 0.05,
     adam_rate: float = 0.05,
     seed: int = 0,
@@ -43,13 +43,13 @@ def toy_surface(
 
     Args:
         resolution: points along each weight.
-        steps: updates of each optimizer, from the same start.
+        iterations: updates of each optimizer, from the same start.
         sgd_rate, adam_rate: learning rates; SGD has a momentum of 0.9.
         seed: of the samples.
 
     Returns:
         `weights` (resolution,), `true` and `approximated` (resolution, resolution) with
-        the second weight on axis 0, and of each optimizer the path (steps + 1, 2) and
+        the second weight on axis 0, and of each optimizer the path (iterations + 1, 2) and
         the loss on it; and the figure.
     """
     inputs = np.random.default_rng(seed).standard_normal((_SAMPLES, 2)) * _SPREAD
@@ -71,23 +71,23 @@ def toy_surface(
         ("sgd", optimizers.SGD(sgd_rate)),
         ("adam", optimizers.Adam(adam_rate)),
     ):
-        data[name], data[f"{name} loss"] = _path(optimizer, inputs, target, steps)
+        data[name], data[f"{name} loss"] = _path(optimizer, inputs, target, iterations)
     return data, _draw(data, {"sgd": sgd_rate, "adam": adam_rate})
 
 
-def _path(optimizer, inputs, target, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def _path(optimizer, inputs, target, iterations: int) -> tuple[np.ndarray, np.ndarray]:
     """(weights before each update and after the last, their losses)."""
     sign = lq.quantizers.ApproxSign()
     inputs, target = tf.constant(inputs, tf.float32), tf.constant(target, tf.float32)
     weights = tf.Variable(_START)
     path, losses = [], []
-    for step in range(steps + 1):
+    for iteration in range(iterations + 1):
         with tf.GradientTape() as tape:
             output = tf.reduce_mean(sign(weights * inputs), axis=1)
             loss = tf.reduce_mean(tf.square(output - target))
         path.append(weights.numpy())
         losses.append(float(loss))
-        if step < steps:
+        if iteration < iterations:
             optimizer.apply_gradients([(tape.gradient(loss, weights), weights)])
     return np.array(path), np.array(losses)
 

@@ -20,7 +20,8 @@ def build(config: Config, channels: int, num_classes: int) -> tf.keras.Model:
     """The network of a config for images with so many channels and classes.
 
     Raises:
-        UsageError: the network does not take what the config says.
+        UsageError: the network does not take what the config says, or is larq-zoo's, which is
+            not installed.
     """
     options = {
         name: getattr(config, name) for name in models.options(config.model) if name in _OPTIONS
@@ -35,7 +36,7 @@ def build(config: Config, channels: int, num_classes: int) -> tf.keras.Model:
             sync_batch_norm=config.sync_batch_norm,
             **options,
         )
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise UsageError(f"--model: {error}") from error
 
 

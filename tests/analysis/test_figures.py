@@ -155,7 +155,7 @@ def test_trajectory_needs_three_states():
 
 
 def test_toy_surface_and_its_paths():
-    found, figure = analysis.toy_surface(resolution=41, steps=12)
+    found, figure = analysis.toy_surface(resolution=41, iterations=12)
     assert_legible(figure)
     inputs = np.random.default_rng(0).standard_normal((64, 2)) * (2.0, 0.5)
     target = np.sign(inputs).mean(axis=1)

@@ -141,8 +141,8 @@ DAMAGED = {
     "last byte lost": (JPEG[:-1], "truncated"),
     "tables lost": (JPEG[:2] + JPEG[-200:], "."),
     "truncated PNG": (encoded(photograph("china").resize((99, 99)), "PNG")[:900], "truncated"),
-    "PNG of 60,000 x 60,000": (png_of(60_000, 60_000), "claims more than 44,739,242 pixels"),
-    "JPEG of 60,000 x 60,000": (jpeg_of(60_000, 60_000), "claims more than 44,739,242 pixels"),
+    "PNG of 60,000 x 60,000": (png_of(60_000, 60_000), "claims more than 67,108,864 pixels"),
+    "JPEG of 60,000 x 60,000": (jpeg_of(60_000, 60_000), "claims more than 67,108,864 pixels"),
     "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
 }
 

@@ -267,7 +267,7 @@ def operator_times(function: Callable[[], object]) -> dict[str, float]:
 
 
 def _print_epoch(config: Config) -> None:
-    """Prints what a run adds to the steps of an epoch, if there are the data for one."""
+    """Prints what a run adds to the iterations of an epoch, if there are the data for one."""
     try:
         times, iterations = epoch_times(config)
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""The published ReActNet-A and its training step in plain PyTorch, to compare speeds with.
+"""The published ReActNet-A and its training in plain PyTorch, to compare speeds with.
 
 Operation for operation what the published code computes, under its parameter names, so
 that its checkpoints load; the golden vectors hold it.  Only the benchmark uses it.
@@ -132,7 +132,7 @@ class Training:
         )
 
     def __call__(self, images: torch.Tensor, teacher_logits: torch.Tensor) -> float:
-        """The loss before the step."""
+        """The loss before the update."""
         logits = self.network(images)
         target = F.softmax(teacher_logits, dim=1)
         loss = -(target * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
