@@ -84,7 +84,7 @@ def test_network_of_larq_zoo_without_it_says_what_to_install(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert 'pip install "larq_adambnn[zoo]"' in result.stderr
 
