@@ -1,6 +1,6 @@
 """Names that the library's arguments and the command line's flags have in common."""
 
-__all__ = ["BAD_IMAGES", "CROPS", "NETWORKS", "ZOO"]
+__all__ = ["BAD_IMAGES", "CROPS", "IO_TYPES", "NETWORKS", "ZOO"]
 
 # larq-zoo's networks with binary weights
 ZOO = (
@@ -26,3 +26,6 @@ CROPS = ("random_resized", "padded", "none")
 
 # What an unusable image does
 BAD_IMAGES = ("error", "skip")
+
+# Input and output of a .tflite
+IO_TYPES = ("float", "int8")

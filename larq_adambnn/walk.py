@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
-__all__ = ["all_nodes", "count_uses", "named_nodes", "nodes", "recall", "unique", "walk"]
+__all__ = ["named_nodes", "nodes", "recall", "unique", "walk"]
 
 
 def nodes(model: tf.keras.Model) -> list:

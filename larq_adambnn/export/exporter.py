@@ -26,10 +26,9 @@ from larq_adambnn.export.description import (
 )
 from larq_adambnn.export.doctor import Diagnosis, diagnose
 from larq_adambnn.export.fold import Folding, fold
+from larq_adambnn.names import IO_TYPES
 
 __all__ = ["Exported", "FineTuning", "export", "is_installed"]
-
-IO_TYPES = ("float", "int8")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from larq_adambnn.errors import UsageError
-from larq_adambnn.names import BAD_IMAGES, CROPS, NETWORKS, ZOO
+from larq_adambnn.names import BAD_IMAGES, CROPS, IO_TYPES, NETWORKS, ZOO
 from larq_adambnn.runs.usage import TOPICS, flag_text, usage
 
 __all__ = ["Config", "load_run", "parse"]
@@ -290,7 +290,7 @@ class Config:
     io_type: str = _export(
         "float",
         "Input and output of a .tflite made with --int8.",
-        choices=("float", "int8"),
+        choices=IO_TYPES,
         defines_run=False,
     )
     int8_epochs: int = _export(

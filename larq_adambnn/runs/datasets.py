@@ -63,7 +63,8 @@ def load(config: Config) -> Dataset:
         UsageError: it does not exist, is empty, has what cannot be used (unless that is to
             be left out), or does not fit the config.
     """
-    describe(config)
+    if config.num_classes:  # it lists a folder's classes; data.load does so too
+        describe(config)
     dataset = data.load(
         config.dataset,
         config.data_dir,
