@@ -12,9 +12,13 @@ import exports
 import filelock
 import processes
 import pytest
+import small
 import tensorflow as tf
 
 from larq_adambnn import models, progress
+from larq_adambnn.runs import training
+from larq_adambnn.runs.config import parse
+from larq_adambnn.runs.directory import Run
 
 progress.show()  # as the command line does
 
@@ -73,6 +77,30 @@ def digits_run(shared_dir, data_dir):
             flags = ("--dataset=digits", f"--data_dir={data_dir}")
             exports.make_run(directory, *flags, train=exports.fit)
     return directory
+
+
+def _trained(directory, data_dir, *flags):
+    """A finished run of `small.network`; copy it before changing it."""
+    flags = small.flags_of(directory, data_dir, *flags, "--nodeterministic")
+    with filelock.FileLock(f"{directory}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models._NETWORKS, "reactnet18", small.network)
+        if not directory.exists():  # another test process may have made it
+            training.train(parse(flags))
+    return Run(directory)
+
+
+@pytest.fixture(scope="session")
+def two_step_run(shared_dir, data_dir):
+    """A run with its own teacher, of three epochs a step."""
+    flags = ("--epochs=3", "--loss=distribution", "--teacher=self", "--teacher_epochs=1")
+    return _trained(shared_dir / "two_step_run", data_dir, *flags)
+
+
+@pytest.fixture(scope="session")
+def one_step_run(shared_dir, data_dir):
+    """A run in one step, with another learning rate."""
+    flags = ("--loss=cross_entropy", "--order=one_step", "--learning_rate=0.1")
+    return _trained(shared_dir / "one_step_run", data_dir, *flags)
 
 
 @pytest.fixture(scope="session")
