@@ -865,7 +865,12 @@ def test_an_imported_run_is_a_run(source, tmp_path, capfd, data_dir):
         assert (status, lines) == (0, [])
         assert "the end of its step 2" in out
         assert f"{zeros} of {weights:,} binary weights are 0" in out
-    assert {file.name for file in run.iterdir()} == {".lock", "checkpoints", "flags.cfg"}
+    assert {file.name for file in run.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "data.json",
+        "flags.cfg",
+    }
 
     imported = student_of(run)
     assert layers.binarization(imported) == (True, True)

@@ -13,7 +13,7 @@ from larq_adambnn.analysis import figures, style, surfaces, toy
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import replace_file
-from larq_adambnn.runs import datasets, report
+from larq_adambnn.runs import datasets, provenance, report
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run, locked
 from larq_adambnn.runs.recording import Snapshot, snapshots
@@ -72,7 +72,7 @@ class _Analysis:
         self.config = load_run(run.directory, **given)
         self.others = {directory: load_run(directory, **given) for directory in config.compare}
         # Training images in a random order, prepared as for evaluation.
-        dataset = datasets.load(self.config)
+        dataset = datasets.load(self.config, provenance.read(run))
         plain = dataclasses.replace(dataset.settings, augment=False)
         self.dataset = dataclasses.replace(dataset, settings=plain)
         batch = self.dataset.train().unbatch().take(_SURFACE_IMAGES).batch(_SURFACE_IMAGES)

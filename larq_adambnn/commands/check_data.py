@@ -14,9 +14,10 @@ def main(config: Config) -> None:
     Raises:
         UsageError: there was one.
     """
+    class_names = data.describe(config.dataset, config.data_dir).class_names
     count = 0
     for split in ("train", *data.splits(config.dataset, config.data_dir)):
-        source = catalog.open_source(config.dataset, config.data_dir, split)
+        source = catalog.open_source(config.dataset, config.data_dir, split, class_names)
         found, rotated = check.defects(source, split)
         problems = [*source.problems, *found]
         for problem in problems:

@@ -4,10 +4,10 @@ import dataclasses
 import pathlib
 
 from larq_adambnn import inference
-from larq_adambnn.data import Dataset
+from larq_adambnn.data import Dataset, Description
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description, interpreter
-from larq_adambnn.runs import datasets, exporting, students
+from larq_adambnn.runs import datasets, exporting, provenance, students
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
 
@@ -24,7 +24,7 @@ def main(config: Config) -> None:
     tflite = read_tflite(config.tflite) if config.tflite else None
     if directory:
         run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
-        dataset = datasets.load(run_config)
+        dataset = datasets.load(run_config, provenance.read(Run(directory)))
     else:
         dataset = _as_exported(config, tflite)
     split = dataset.split_name(config.split)
@@ -59,13 +59,21 @@ def read_tflite(path: str) -> bytes:
 def _as_exported(config: Config, tflite: bytes) -> Dataset:
     """The data set of the flags, prepared as the export.json beside the .tflite says."""
     try:
-        prepared = description.find(pathlib.Path(config.tflite), tflite).preprocessing
+        exported = description.find(pathlib.Path(config.tflite), tflite)
     except UsageError:
-        prepared = None
-    if prepared is None:
+        exported = None
+    if exported is None or exported.preprocessing is None:
         shape = description.signature(tflite)["input"].shape
         return datasets.load(config.replace(image_size=shape[1]))
-    dataset = datasets.load(config.replace(image_size=prepared.size, crop=prepared.crop))
+    prepared, known = exported.preprocessing, None
+    if exported.class_names:
+        known = Description(
+            class_names=tuple(exported.class_names),
+            channels=prepared.channels,
+            mean=tuple(prepared.mean),
+            std=tuple(prepared.std),
+        )
+    dataset = datasets.load(config.replace(image_size=prepared.size, crop=prepared.crop), known)
     return dataclasses.replace(dataset, preparation=prepared.preparation)
 
 

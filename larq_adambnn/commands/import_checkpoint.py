@@ -3,7 +3,7 @@
 from larq_adambnn import checkpoints
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import replace_file
-from larq_adambnn.runs import datasets, students
+from larq_adambnn.runs import datasets, provenance, students
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import open_run
 
@@ -16,7 +16,8 @@ def main(config: Config) -> None:
     Raises:
         UsageError: the file is no checkpoint of this network, or torch is missing.
     """
-    class_names, channels = datasets.describe(config)
+    dataset = datasets.without_images(config)
+    class_names, channels = dataset.class_names, dataset.preparation.channels
     try:
         state_dict = checkpoints.load_torch(config.source)
         _check_classes(config, state_dict, len(class_names))
@@ -26,6 +27,7 @@ def main(config: Config) -> None:
         raise UsageError(f"--source: {error}") from error
     step = config.import_step or len(config.steps)
     with open_run(config) as run, replace_file(run.weights(step)) as path:
+        provenance.write(run, provenance.of(dataset, trained=False))
         model.save_weights(str(path), save_format="h5")
     zeros, weights = checkpoints.count_zeros(model)
     print(

@@ -10,7 +10,7 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description
 from larq_adambnn.files import printable
 from larq_adambnn.inference import Guess
-from larq_adambnn.runs import datasets, students
+from larq_adambnn.runs import datasets, provenance, students
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
 
@@ -39,7 +39,7 @@ def main(config: Config) -> None:
     else:
         directory = config.run or config.output_dir
         run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
-        dataset = datasets.without_images(run_config)
+        dataset = datasets.without_images(run_config, provenance.read(Run(directory)))
         preparation, class_names = dataset.preparation, dataset.class_names
         network = students.load_student(Run(directory), run_config, dataset)
     guesses = inference.classify(network, files, preparation, class_names)

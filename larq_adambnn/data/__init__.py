@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.data import catalog, check, statistics
-from larq_adambnn.data.catalog import describe, normalization, splits
+from larq_adambnn.data.catalog import Description, describe, splits
 from larq_adambnn.data.dataset import Dataset, bad_example
 from larq_adambnn.data.preparation import Preparation
 from larq_adambnn.data.settings import Settings, settings_of
@@ -19,6 +19,7 @@ from larq_adambnn.progress import say
 
 __all__ = [
     "Dataset",
+    "Description",
     "Preparation",
     "Problem",
     "Settings",
@@ -27,7 +28,6 @@ __all__ = [
     "from_datasets",
     "from_files",
     "load",
-    "normalization",
     "splits",
 ]
 
@@ -40,6 +40,7 @@ def load(
     train_images: int = 0,
     bad_images: str = "error",
     left_out: Mapping[str, Sequence[Problem]] | None = None,
+    description: Description | None = None,
     settings: Settings | None = None,
     **changes,
 ) -> Dataset:
@@ -58,11 +59,15 @@ def load(
         bad_images: "error" stops at an image that cannot be used; "skip" reads everything
             once and leaves such images out.
         left_out: what was left out of each split before, so that nothing need be read.
+        description: of what a network was trained on, so that its images are labelled and
+            normalized as then and the training ones need not be there; by default the data
+            set's own.
         settings: image size, augmentation, batch size and seed.
         **changes: settings by name that replace those.
 
     Raises:
-        UsageError: it does not exist, is empty, or has what cannot be used.
+        UsageError: it does not exist, is empty, has other classes than the description, or has
+            what cannot be used.
         ValueError: an argument is out of range.
     """
     if bad_images not in BAD_IMAGES:
@@ -71,12 +76,12 @@ def load(
         )
     settings, data_dir = settings_of(settings, changes), os.fspath(data_dir)
     left_out = left_out or {}
-    class_names, channels = describe(name, data_dir)
+    known = description or describe(name, data_dir)
     others = splits(name, data_dir)
 
     @functools.cache
     def open_split(split):
-        source, problems = catalog.open_source(name, data_dir, split), ()
+        source, problems = catalog.open_source(name, data_dir, split, known.class_names), ()
         if bad_images == "skip":
             source, problems = check.leave_out(source, split, left_out.get(split))
             say(f"bad_images=skip: {len(problems):,} left out of {split}")
@@ -92,8 +97,8 @@ def load(
     dataset = Dataset(
         name=name,
         settings=settings,
-        class_names=class_names,
-        preparation=_preparation(settings, channels, *normalization(name, data_dir)),
+        class_names=known.class_names,
+        preparation=_preparation(settings, known.channels, known.mean, known.std),
         splits=others,
         open_split=open_split,
         split=split,

@@ -84,8 +84,8 @@ def leave_out(
     Raises:
         UsageError: nothing is left, or the known ones are not there.
     """
-    problems = [*source.problems, *defects(source, split)[0]] if known is None else known
-    left_out = [problem for problem in problems if problem.index is not None]
+    bad = defects(source, split)[0] if known is None else known
+    left_out = [problem for problem in bad if problem.index is not None]
     for problem in left_out:
         if problem.index >= len(source) or source.name(problem.index) != problem.name:
             raise UsageError(
@@ -94,4 +94,5 @@ def leave_out(
             )
     if len(left_out) == len(source):
         raise UsageError(f"dataset: expected images in {split}; none of them can be used")
-    return source.without([problem.index for problem in left_out]), tuple(problems)
+    indices = [problem.index for problem in left_out]
+    return source.without(indices), (*source.problems, *left_out)

@@ -1,15 +1,17 @@
 """Folders of images as torchvision's ImageFolder reads them: SPLIT/CLASS/*.JPEG."""
 
 import array
+import functools
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.data.sources import Problem, Source
+from larq_adambnn.data.sources import Problem, Source, digest
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import printable
 from larq_adambnn.progress import progress, say
@@ -20,6 +22,7 @@ __all__ = ["class_names", "hidden", "open_folder", "splits"]
 _EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b".tiff", b".webp")
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # of archives made by macOS, of Synology's disks
 _VALIDATION = ("val", "validation")
+_THREADS, _CHUNK = 16, 4096  # that ask for sizes, and how many at a time
 
 
 def hidden(name: str) -> bool:
@@ -54,11 +57,6 @@ def class_names(directory: pathlib.Path) -> tuple[str, ...]:
     Raises:
         UsageError: there are none.
     """
-    return tuple(map(printable, _classes(directory)))
-
-
-def _classes(directory: pathlib.Path) -> tuple[str, ...]:
-    """The names of the classes' folders."""
     train = directory / "train"
     found = _folders(train, "a folder with a folder of images for each class")
     if not found:
@@ -68,7 +66,7 @@ def _classes(directory: pathlib.Path) -> tuple[str, ...]:
     )
     if not names:
         raise UsageError(f"data_dir: expected folders with images in {train}; there are none")
-    return names
+    return tuple(map(printable, names))
 
 
 def _check_sorted(folder: pathlib.Path) -> None:
@@ -98,16 +96,24 @@ def _folders(directory: pathlib.Path, expected: str) -> tuple[str, ...]:
         ) from None
 
 
-def open_folder(directory: pathlib.Path, split: str) -> Source:
+def open_folder(
+    directory: pathlib.Path, split: str, classes: Sequence[str] | None = None
+) -> Source:
     """One split of a directory; only names are read.
 
-    Classes without an image, classes that the training images lack, and what has an image's
-    name but is no regular file become problems and are left out.
+    Classes without an image, other classes than the training's, and what has an image's name
+    but is no regular file become problems and are left out.
+
+    Args:
+        directory: where the split is.
+        split: the name of its folder.
+        classes: the names of the classes in the order of their labels; by default the
+            folders in train/.
 
     Raises:
         UsageError: the folder is missing or has no images.
     """
-    classes = _classes(directory)
+    classes = tuple(class_names(directory) if classes is None else classes)
     labels = {name: label for label, name in enumerate(classes)}
     folder = directory / split
     found = _folders(folder, "a folder with a folder of images for each class")
@@ -117,26 +123,29 @@ def open_folder(directory: pathlib.Path, split: str) -> Source:
     others: Counter[bytes] = Counter()  # extensions of files whose names are no image's
     # 1.3 million names as Python strings would take four times the memory.
     names, ends, numbers = bytearray(), array.array("q", [0]), array.array("i")
+    folders: dict[int, bytes] = {}  # by label
     bar = progress(f"reading names in {folder}", "images")
     for name in found:
-        count = 0
+        count, label = 0, labels.get(printable(name))
+        if label is not None:
+            folders[label] = os.fsencode(folder / name) + b"/"
         for file in _walk(os.fsencode(folder / name), problems, others):
             count += 1
             bar.update()
-            if name in labels:
+            if label is not None:
                 names += file
                 ends.append(len(names))
-                numbers.append(labels[name])
+                numbers.append(label)
         if not count:
             problems.append(Problem(printable(folder / name), "is a class without images"))
-        elif name not in labels:
-            reason = f"is no class in train ({count:,} images)"
+        elif label is None:
+            reason = f"is no class of the training ({count:,} images)"
             problems.append(Problem(printable(folder / name), reason))
     bar.close()
     if not numbers:
         raise UsageError(f"data_dir: expected images of the classes in {folder}; there are none")
     say(_summary(folder, len(numbers), len(classes), others))
-    return _source(folder, classes, bytes(names), np.array(ends), np.array(numbers), problems)
+    return _source(folders, classes, bytes(names), np.array(ends), np.array(numbers), problems)
 
 
 def _summary(folder: pathlib.Path, images: int, classes: int, others: Counter[bytes]) -> str:
@@ -191,8 +200,7 @@ def _holds(test: Callable[[], bool]) -> bool:
         return False
 
 
-def _source(folder, classes, names, ends, numbers, problems) -> Source:
-    folders = [os.fsencode(folder / name) + b"/" for name in classes]
+def _source(folders, classes, names, ends, numbers, problems) -> Source:
     labels = tf.constant(numbers, tf.int64)
 
     def path(index: int) -> bytes:
@@ -205,12 +213,45 @@ def _source(folder, classes, names, ends, numbers, problems) -> Source:
         found = tf.numpy_function(paths, [indices], tf.string, stateful=False)
         return tf.ensure_shape(found, indices.shape), tf.gather(labels, indices)
 
+    @functools.cache
+    def fingerprint():
+        return {
+            "examples": len(numbers),
+            "file names": digest(names, ends),
+            "labels": digest(numbers),
+            "file sizes": digest(_sizes(path, len(numbers))),
+        }
+
     return Source(
         size=len(numbers),
-        class_names=tuple(map(printable, classes)),
+        class_names=classes,
         channels=3,
         lookup=lookup,
         load=tf.io.read_file,
         name=lambda index: printable(path(index)),
         problems=tuple(problems),
+        fingerprint=fingerprint,
     )
+
+
+def _sizes(path: Callable[[int], bytes], count: int) -> np.ndarray:
+    """The sizes of files in bytes, -1 of one that is gone."""
+
+    def size(index):
+        try:
+            return os.stat(path(index)).st_size
+        except OSError:
+            return -1
+
+    def part(first):
+        return [size(index) for index in range(first, min(first + _CHUNK, count))]
+
+    sizes = array.array("q")
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,  # the time goes into waiting for the disk
+        progress("reading the sizes of the files", "images", count) as bar,
+    ):
+        for found in pool.map(part, range(0, count, _CHUNK)):
+            sizes.extend(found)
+            bar.update(len(found))
+    return np.array(sizes)

@@ -6,6 +6,7 @@ import math
 import pathlib
 import re
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -124,13 +125,21 @@ def statistics(directory: pathlib.Path) -> tuple[tuple[float], tuple[float]]:
     return (round(float(mean), 4),), (max(round(float(std), 4), 1e-4),)
 
 
-def open_idx(directory: pathlib.Path, split: str) -> Source:
+def open_idx(
+    directory: pathlib.Path, split: str, class_names: Sequence[str] | None = None
+) -> Source:
     """One split of a directory with {train,t10k}-images-idx3-ubyte[.gz] and the labels.
 
     Labels that do not occur in training become problems, and their images are left out.
 
+    Args:
+        directory: where the files are.
+        split: train or test.
+        class_names: the numbers that occur in training; by default they are read.
+
     Raises:
-        UsageError: files are missing or damaged, or images and labels do not match.
+        UsageError: files are missing or damaged, images and labels do not match, or a class
+            is no number.
     """
     files = _files(directory, split)
     images, labels = read_idx(*files["images"]), read_idx(*files["labels"])
@@ -141,7 +150,7 @@ def open_idx(directory: pathlib.Path, split: str) -> Source:
         )
     if 0 in images.shape:
         raise UsageError(f"{directory}: expected {split} images; received shape {images.shape}")
-    classes = _classes(directory)
+    classes = _classes(directory) if class_names is None else _numbers(class_names)
     outside = np.flatnonzero(~np.isin(labels, classes))
     problems = tuple(
         Problem(
@@ -154,6 +163,17 @@ def open_idx(directory: pathlib.Path, split: str) -> Source:
     names = tuple(map(str, classes))
     source = array_source(images[..., np.newaxis], numbers, names, f"{directory} {split}")
     return dataclasses.replace(source.without(outside), problems=problems)
+
+
+def _numbers(class_names: Sequence[str]) -> np.ndarray:
+    """The labels of classes that are the numbers of unsigned bytes, from low to high."""
+    numbers = [number for number in range(256) if str(number) in class_names]
+    if list(map(str, numbers)) != list(class_names):
+        raise UsageError(
+            "dataset: expected classes that are numbers, as those of idx are; received "
+            f"{', '.join(map(repr, class_names[:3]))}, ..."
+        )
+    return np.array(numbers)
 
 
 def _ranges(numbers: np.ndarray) -> str:

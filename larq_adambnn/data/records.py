@@ -12,7 +12,7 @@ import filelock
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.data.sources import Source
+from larq_adambnn.data.sources import Source, digest
 from larq_adambnn.errors import SplitError, UsageError
 
 __all__ = ["describe", "open_tfds", "split_name", "splits"]
@@ -85,12 +85,24 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
         serialized = tf.numpy_function(records.read, [indices], tf.string, stateful=False)
         return _parse(builder, tf.ensure_shape(serialized, indices.shape))
 
+    def fingerprint():
+        files = [
+            (os.path.basename(i.filename), os.path.getsize(i.filename), i.skip, i.take)
+            for i in instructions
+        ]
+        return {
+            "examples": len(records),
+            "version": builder.info.full_name,
+            "record files": digest(repr(files).encode()),
+        }
+
     return Source(
         size=len(records),
         class_names=class_names,
         channels=channels,
         lookup=lookup,
         name=lambda index: f"{name} {split} example {index}",
+        fingerprint=fingerprint,
     )
 
 

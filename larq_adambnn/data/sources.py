@@ -1,6 +1,8 @@
 """What every kind of data set gives: examples in any order, not decoded yet."""
 
 import dataclasses
+import functools
+import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -11,9 +13,10 @@ import tensorflow as tf
 from larq_adambnn.data import images
 from larq_adambnn.files import printable
 
-__all__ = ["Problem", "Source", "array_source", "dataset_source", "file_source"]
+__all__ = ["Problem", "Source", "array_source", "dataset_source", "digest", "file_source"]
 
 _LOOKED_AT = 8  # examples of a data set
+_COMPARED = 256  # examples that tell a tf.data.Dataset from another
 _ROUNDING = 0.01  # that a resampled image may go beyond its range
 
 
@@ -51,6 +54,8 @@ class Source:
         problems: what was wrong when the source was opened and is not among its examples.
         stream: instead of `lookup`, all (image, label) in one order.
         shuffle: number of examples that a training epoch of `stream` is shuffled over.
+        fingerprint: gives what tells the examples, before any were left out, from others: by
+            name their number, versions and checksums, which are the same wherever they are.
     """
 
     size: int
@@ -62,6 +67,7 @@ class Source:
     problems: tuple[Problem, ...] = ()
     stream: tf.data.Dataset | None = None
     shuffle: int = 0
+    fingerprint: Callable[[], dict[str, int | str]] = dict
 
     def __len__(self) -> int:
         return self.size
@@ -99,6 +105,15 @@ def array_source(
     pixels: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], name: str
 ) -> Source:
     """A source of uint8 images (N, H, W, C) in memory."""
+
+    @functools.cache
+    def fingerprint():
+        return {
+            "examples": len(labels),
+            "images": digest(str(pixels.shape).encode(), pixels.numpy()),
+            "labels": digest(labels.numpy()),
+        }
+
     pixels, labels = tf.constant(pixels), tf.constant(labels, tf.int64)
     return Source(
         size=len(labels),
@@ -106,7 +121,16 @@ def array_source(
         channels=pixels.shape[-1],
         lookup=lambda indices: (tf.gather(pixels, indices), tf.gather(labels, indices)),
         name=lambda index: f"{name} image {index}",
+        fingerprint=fingerprint,
     )
+
+
+def digest(*parts: bytes | np.ndarray) -> str:
+    """The SHA-256 of bytes and of arrays' values, in hexadecimal digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+    return found.hexdigest()
 
 
 def file_source(files: Sequence[str], class_names: tuple[str, ...], channels: int) -> Source:
@@ -136,6 +160,8 @@ def dataset_source(
 ) -> Source:
     """A source of a tf.data.Dataset of single (image, label) examples.
 
+    Its fingerprint is that of the first examples, unless the dataset gives others each time.
+
     Raises:
         ValueError: its elements are something else, or their number is unknown.
     """
@@ -158,6 +184,13 @@ def dataset_source(
             "Expected a tf.data.Dataset of a known number of examples, at least one (see "
             f"tf.data.experimental.assert_cardinality). Received cardinality: {size}"
         )
+
+    @functools.cache
+    def fingerprint():
+        first, again = _first_examples(dataset), _first_examples(dataset)
+        found = {"examples": size, "form": f"{image.dtype.name} {image.shape}"}
+        return {**found, "first examples": first} if first == again else found
+
     return Source(
         size=size,
         class_names=class_names,
@@ -166,7 +199,16 @@ def dataset_source(
         name=lambda index: f"{name} example {index}",
         stream=dataset.map(lambda image, label: (image, tf.cast(label, tf.int64))),
         shuffle=shuffle,
+        fingerprint=fingerprint,
     )
+
+
+def _first_examples(dataset: tf.data.Dataset) -> str:
+    """A checksum of the first examples of a dataset."""
+    parts = []
+    for image, label in dataset.take(_COMPARED).as_numpy_iterator():
+        parts += [image, np.int64(label).tobytes()]
+    return digest(*parts)
 
 
 def _check_range(dataset: tf.data.Dataset, spec: tf.TensorSpec) -> None:

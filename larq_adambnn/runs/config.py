@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from larq_adambnn.errors import UsageError
-from larq_adambnn.names import BAD_IMAGES, CROPS, IO_TYPES, NETWORKS, ZOO
+from larq_adambnn.names import APPLICATIONS, BAD_IMAGES, CROPS, FAMILIES, IO_TYPES, NETWORKS, ZOO
 from larq_adambnn.runs.usage import TOPICS, flag_text, usage
 
 __all__ = ["Config", "load_run", "parse"]
@@ -91,8 +91,8 @@ class Config:
     split: str = _task(
         "test",
         "Split to evaluate on, and to compare a .tflite with Keras on: test (where there is none, "
-        "validation), validation, train, or a part of a TFDS split such as train[90%:].",
-        defines_run=False,
+        "validation), validation, train, or a part of a TFDS split such as train[90%:]. A training "
+        "is evaluated on it after each epoch, and --reload_best chooses by it.",
     )
     benchmark: str = _task(
         "data",
@@ -499,7 +499,7 @@ def _check_teacher(config: Config) -> None:
     name, weights = config.teacher, config.teacher_weights
     if name == "self":
         return
-    if name == "resnet34" or (name[:1].isupper() and name.isalnum()):
+    if name == "resnet34" or name in APPLICATIONS:
         _require(
             bool(weights), f"--teacher_weights: expected the file of {name}'s weights; none given"
         )
@@ -508,12 +508,21 @@ def _check_teacher(config: Config) -> None:
             f"--teacher_weights: expected a file; received {weights!r}, which does not exist",
         )
         return
-    _check_run(name, "teacher")
+    names = ", ".join(f"{family}{'/'.join(sizes)}" for family, sizes in FAMILIES.items())
+    _require(
+        _is_run(name),
+        "--teacher: expected self, resnet34, a run directory (with flags.cfg), or a network of "
+        f"tf.keras.applications ({names}); received {name!r}",
+    )
+
+
+def _is_run(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "flags.cfg"))
 
 
 def _check_run(path: str, flag: str) -> None:
     _require(
-        os.path.isfile(os.path.join(path, "flags.cfg")),
+        _is_run(path),
         f"--{flag}: expected a run directory (with flags.cfg); received {path!r}",
     )
 

@@ -4,13 +4,14 @@ import dataclasses
 import json
 
 from larq_adambnn import data
-from larq_adambnn.data import Dataset, Problem
+from larq_adambnn.data import Dataset, Description, Problem
 from larq_adambnn.errors import SplitError, UsageError
 from larq_adambnn.files import replace_file
+from larq_adambnn.runs import provenance
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
 
-__all__ = ["describe", "load", "settings", "without_images", "write_left_out"]
+__all__ = ["check_same", "describe", "load", "remember", "settings", "without_images"]
 
 
 def settings(config: Config) -> data.Settings:
@@ -19,34 +20,47 @@ def settings(config: Config) -> data.Settings:
     return data.Settings(**{name: getattr(config, name) for name in names})
 
 
-def describe(config: Config) -> tuple[tuple[str, ...], int]:
+def describe(config: Config, known: Description | None = None) -> tuple[tuple[str, ...], int]:
     """(class names, channels) of the data set that a config names, without preparing it.
+
+    Args:
+        config: names the data set.
+        known: what is known of it (see `provenance.read`), so that it need not be there.
 
     Raises:
         UsageError: there is no such data set, or it has another number of classes.
     """
-    class_names, channels = data.describe(config.dataset, config.data_dir)
-    if config.num_classes not in (0, len(class_names)):
+    found = _description(config, known)
+    return found.class_names, found.channels
+
+
+def _description(config: Config, known: Description | None) -> Description:
+    found = known or data.describe(config.dataset, config.data_dir)
+    if config.num_classes not in (0, len(found.class_names)):
         raise UsageError(
-            f"--num_classes: expected {len(class_names)}, the classes of {config.dataset}; "
+            f"--num_classes: expected {len(found.class_names)}, the classes of {config.dataset}; "
             f"received {config.num_classes}"
         )
-    return class_names, channels
+    return found
 
 
-def without_images(config: Config) -> Dataset:
+def without_images(config: Config, known: Description | None = None) -> Dataset:
     """What a config's network has to know of its images, as a data set that has none.
+
+    Args:
+        config, known: as for `describe`.
 
     Raises:
         UsageError: there is no such data set.
     """
-    class_names, channels = describe(config)
-    mean, std = data.normalization(config.dataset, config.data_dir)
+    found = _description(config, known)
     return Dataset(
         name=config.dataset,
         settings=settings(config),
-        class_names=class_names,
-        preparation=data.Preparation(config.image_size, config.crop, channels, mean, std),
+        class_names=found.class_names,
+        preparation=data.Preparation(
+            config.image_size, config.crop, found.channels, found.mean, found.std
+        ),
         splits=(),
         open_split=_no_split,
     )
@@ -56,15 +70,21 @@ def _no_split(split: str):
     raise SplitError(f"--split: expected a data set with images; there is none to read {split} of")
 
 
-def load(config: Config) -> Dataset:
+def load(config: Config, known: Description | None = None) -> Dataset:
     """The data set that a config names.
+
+    Args:
+        config: names the data set.
+        known: the classes, by whose names the images are labelled, and the normalization of a
+            network that was trained before (see `provenance.read`).
 
     Raises:
         UsageError: it does not exist, is empty, has what cannot be used (unless that is to
-            be left out), or does not fit the config.
+            be left out), or does not fit the config or what is known.
     """
-    if config.num_classes:  # it lists a folder's classes; data.load does so too
-        describe(config)
+    description = _description(config, known)
+    if config.mode == "train":
+        _check_classes(config, description)
     dataset = data.load(
         config.dataset,
         config.data_dir,
@@ -72,6 +92,7 @@ def load(config: Config) -> Dataset:
         train_images=config.train_images,
         bad_images=config.bad_images,
         left_out=_read_left_out(config),
+        description=description,
         settings=settings(config),
     )
     if config.mode == "train":
@@ -80,7 +101,42 @@ def load(config: Config) -> Dataset:
     return dataset
 
 
-def write_left_out(dataset: Dataset, config: Config, run: Run) -> None:
+def _check_classes(config: Config, now: Description) -> None:
+    """Raises UsageError if the run of a config has begun with other classes of its data set.
+
+    Before it is read, since images of other classes are a problem of their own.
+    """
+    run = Run(config.output_dir)
+    before = provenance.read(run)
+    if before is not None and before.dataset == config.dataset:
+        same_but = dataclasses.replace(before, class_names=now.class_names)
+        provenance.check_same(run, before, same_but)
+
+
+def remember(dataset: Dataset, config: Config, run: Run) -> None:
+    """Writes into a run what it is trained on and what was left out, before it begins.
+
+    Raises:
+        UsageError: the run has begun with other data.
+    """
+    if check_same(dataset, run) is None:
+        provenance.write(run, provenance.of(dataset))
+    _write_left_out(dataset, config, run)
+
+
+def check_same(dataset: Dataset, run: Run) -> provenance.Provenance | None:
+    """What a run remembers.
+
+    Raises:
+        UsageError: that is not this data set.
+    """
+    before = provenance.read(run)
+    if before is not None:
+        provenance.check_same(run, before, provenance.of(dataset))
+    return before
+
+
+def _write_left_out(dataset: Dataset, config: Config, run: Run) -> None:
     """Notes in a run what --bad_images=skip left out, for its report and for resuming it."""
     if config.bad_images != "skip" or run.left_out.is_file():
         return

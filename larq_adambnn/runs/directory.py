@@ -46,6 +46,7 @@ class Run:
     def __init__(self, directory: str | os.PathLike):
         self.directory = pathlib.Path(directory)
         self.flags = self.directory / "flags.cfg"
+        self.data = self.directory / "data.json"
         self.metrics = self.directory / "metrics.csv"
         self.tensorboard = self.directory / "tensorboard"
         self.checkpoints = self.directory / "checkpoints"

@@ -11,7 +11,7 @@ from larq_adambnn.errors import SplitError, UsageError
 from larq_adambnn.export.description import Description, info_path, read
 from larq_adambnn.files import replace_file, sha256
 from larq_adambnn.machine import cores
-from larq_adambnn.runs import datasets, students
+from larq_adambnn.runs import datasets, provenance, students
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
 
@@ -51,7 +51,7 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
     """
     note = ""
     if dataset is None:
-        dataset, note = _open(config)
+        dataset, note = _open(run, config)
     student = students.load_student(run, config, dataset)
     path = run.directory / ("model_int8.tflite" if config.int8 else "model.tflite")
     images, labels = _check_images(config, dataset, note)
@@ -101,15 +101,16 @@ def is_current(run: Run) -> bool:
         return False
 
 
-def _open(config: Config) -> tuple[Dataset, str]:
+def _open(run: Run, config: Config) -> tuple[Dataset, str]:
     """The data set of a run, and if it is not there, why: then it has no images."""
+    known = provenance.read(run)
     try:
-        return datasets.load(config), ""
+        return datasets.load(config, known), ""
     except SplitError:
         raise
     except UsageError as error:
         (reason, *_) = str(error).split(". ")
-        return datasets.without_images(config), reason
+        return datasets.without_images(config, known), reason
 
 
 def _calibration_images(config: Config, dataset: Dataset, note: str) -> np.ndarray:

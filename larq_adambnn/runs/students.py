@@ -7,7 +7,7 @@ import tensorflow as tf
 from larq_adambnn import layers, models
 from larq_adambnn.data import Dataset
 from larq_adambnn.errors import UsageError
-from larq_adambnn.runs import datasets
+from larq_adambnn.runs import datasets, provenance
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
 
@@ -89,8 +89,10 @@ def check_initial(config: Config) -> None:
             raise UsageError(
                 f"--init_from: expected a run with --{name}={own}; {config.init_from} has {theirs}"
             )
+    known = provenance.read(Run(config.init_from))
     shapes = [
-        (channels, len(names)) for names, channels in map(datasets.describe, (config, earlier))
+        (channels, len(names))
+        for names, channels in (datasets.describe(config), datasets.describe(earlier, known))
     ]
     if shapes[0] != shapes[1]:
         raise UsageError(

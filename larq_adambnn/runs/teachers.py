@@ -8,7 +8,8 @@ import tensorflow as tf
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.statistics import IMAGENET
 from larq_adambnn.errors import UsageError
-from larq_adambnn.runs import datasets
+from larq_adambnn.names import APPLICATIONS
+from larq_adambnn.runs import datasets, provenance
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
 from larq_adambnn.runs.students import load_student
@@ -18,19 +19,11 @@ __all__ = ["check", "freeze", "load", "own_config"]
 
 def check(config: Config) -> None:
     """Raises UsageError for a teacher that cannot teach this config, before any work."""
-    if config.loss == "cross_entropy" or config.teacher in ("self", "resnet34"):
-        return
-    if _application(config.teacher):
+    if config.loss == "cross_entropy" or config.teacher in ("self", "resnet34", *APPLICATIONS):
         return
     teacher = load_run(config.teacher)
     if Run(config.teacher).last_step() == 0:
         raise UsageError(f"--teacher: expected a finished run; {config.teacher} is not")
-    own, theirs = len(datasets.describe(config)[0]), len(datasets.describe(teacher)[0])
-    if own != theirs:
-        raise UsageError(
-            f"--teacher: expected a teacher of the {own} classes of {config.dataset}; "
-            f"{config.teacher} has {theirs}"
-        )
     if teacher.image_size != config.image_size:
         raise UsageError(
             f"--teacher: expected a teacher of images of {config.image_size} pixels; "
@@ -61,21 +54,43 @@ def load(config: Config, dataset: Dataset) -> Callable[[tf.Tensor], tf.Tensor]:
     """The frozen teacher that a config names (all but `self`), as `freeze` gives it.
 
     Raises:
-        UsageError: its weights are missing, or it has other classes than the data set.
+        UsageError: its weights cannot be read, or it has other classes or channels than the
+            data set.
     """
     if config.teacher == "resnet34":
-        model, prepare = _resnet34(config, dataset), _normalize_imagenet
-    elif _application(config.teacher):
+        model, prepare = _resnet34(config, dataset), _normalized(IMAGENET)
+    elif config.teacher in APPLICATIONS:
         model, prepare = _build_application(config, dataset)
     else:
-        model = load_student(Run(config.teacher), load_run(config.teacher), dataset)
-        prepare = _unchanged
-    if model.output_shape[-1] != len(dataset.class_names):
-        raise UsageError(
-            f"--teacher: expected a teacher of the {len(dataset.class_names)} classes of "
-            f"{config.dataset}; {config.teacher} has {model.output_shape[-1]}"
-        )
+        model, prepare = _load_run(config, dataset)
     return freeze(model, dataset, prepare)
+
+
+def _load_run(config: Config, dataset: Dataset):
+    """The network of a run, which may be of another data set, and the normalization it has."""
+    run, teacher = Run(config.teacher), load_run(config.teacher)
+    theirs = datasets.without_images(teacher, provenance.read(run))
+    for what, own, other in (
+        ("classes", len(dataset.class_names), len(theirs.class_names)),
+        ("channels", dataset.preparation.channels, theirs.preparation.channels),
+    ):
+        if own != other:
+            raise UsageError(
+                f"--teacher: expected a teacher of {own} {what}, as {dataset.name} has; "
+                f"{config.teacher} has {other}"
+            )
+    if theirs.class_names != dataset.class_names and set(theirs.class_names) == set(
+        dataset.class_names
+    ):
+        raise UsageError(
+            f"--teacher: expected a teacher of the classes of {dataset.name} in their order; "
+            f"{config.teacher} has them in another"
+        )
+    try:
+        model = load_student(run, teacher, theirs)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--run:", "--teacher:", 1)) from error
+    return model, _normalized((theirs.preparation.mean, theirs.preparation.std))
 
 
 def _unchanged(images, mean, std):
@@ -101,11 +116,15 @@ def freeze(
     return teach
 
 
-def _normalize_imagenet(images, mean, std):
-    """From the data set's normalization to ImageNet's."""
-    if (tuple(mean), tuple(std)) == IMAGENET:
-        return images
-    return (images * std + mean - IMAGENET[0]) / IMAGENET[1]
+def _normalized(wanted: tuple[tuple[float, ...], tuple[float, ...]]) -> Callable:
+    """The conversion from a data set's normalization to another (mean, deviation)."""
+
+    def normalize(images, mean, std):
+        if (tuple(mean), tuple(std)) == wanted:
+            return images
+        return (images * std + mean - wanted[0]) / wanted[1]
+
+    return normalize
 
 
 def _resnet34(config: Config, dataset: Dataset) -> tf.keras.Model:
@@ -118,14 +137,9 @@ def _resnet34(config: Config, dataset: Dataset) -> tf.keras.Model:
         raise UsageError(f"--teacher_weights: {error}") from None
 
 
-def _application(name: str):
-    """The constructor in tf.keras.applications of a name, or None."""
-    return getattr(tf.keras.applications, name, None) if name[:1].isupper() else None
-
-
 def _build_application(config: Config, dataset: Dataset):
     """A network of tf.keras.applications with its logits and its own preprocessing."""
-    build = _application(config.teacher)
+    build = getattr(tf.keras.applications, config.teacher)
     try:
         model = build(
             weights=config.teacher_weights,

@@ -64,14 +64,21 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
 def train_run(config: Config, dataset: Dataset, *, title: str = "") -> None:
     """Trains every step of a run that is not finished yet, in the strategy in scope."""
     strategy = tf.distribute.get_strategy()
+    run = Run(config.output_dir)
+    teacher = None if _finished(config, run) else _given_teacher(config, dataset)
     if not strategies.is_chief(strategy):
-        _fit(config, Run(config.output_dir), dataset)
+        datasets.check_same(dataset, run)
+        _fit(config, run, dataset, teacher)
         return
     with open_run(config) as run:
-        datasets.write_left_out(dataset, config, run)
+        datasets.remember(dataset, config, run)
         if title:
             print(title, flush=True)
-        _fit(config, run, dataset)
+        _fit(config, run, dataset, teacher)
+
+
+def _finished(config: Config, run: Run) -> bool:
+    return run.weights(len(config.steps)).is_file()
 
 
 def _own(dataset: Dataset, config: Config) -> Dataset:
@@ -87,12 +94,14 @@ def _own(dataset: Dataset, config: Config) -> Dataset:
     return dataset
 
 
-def _fit(config: Config, run: Run, dataset: Dataset) -> None:
+def _fit(config: Config, run: Run, dataset: Dataset, teacher) -> None:
+    """Trains what is left; the teacher is None, or the one that was given."""
+    if _finished(config, run):
+        return
     strategy = tf.distribute.get_strategy()
     epochs = (config.epochs,) * len(config.steps)
-    if run.weights(len(epochs)).is_file():
-        return
-    teacher = _teacher(config, run, dataset)
+    if config.loss != "cross_entropy" and teacher is None:
+        teacher = _own_teacher(config, run, dataset)
     model = compiled(config, dataset, teacher)
     *others, checkpoint = run_callbacks(config, run, dataset, epochs)
     done = checkpoint.restore(model)
@@ -130,12 +139,15 @@ def run_callbacks(
     return [*_recipe(config, run, epochs), *stateful, recorder, checkpoint]
 
 
-def _teacher(config: Config, run: Run, dataset: Dataset):
-    """The frozen function from images to logits that the loss needs, or None."""
-    if config.loss == "cross_entropy":
+def _given_teacher(config: Config, dataset: Dataset):
+    """The frozen function from images to logits that the loss needs, unless it is made here."""
+    if config.loss == "cross_entropy" or config.teacher == "self":
         return None
-    if config.teacher != "self":
-        return teachers.load(config, dataset)
+    return teachers.load(config, dataset)
+
+
+def _own_teacher(config: Config, run: Run, dataset: Dataset):
+    """The teacher of --teacher=self, trained first."""
     own = teachers.own_config(config, str(run.directory / "teacher"))
     unmixed = dataset
     if dataset.settings.mixes:

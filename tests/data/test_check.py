@@ -56,7 +56,7 @@ def write_bad(folder):
         "train/flower/link.jpg": "is a broken link",
         "train/flower/pipe.jpg": "is no regular file",
         "train/empty": "is a class without images",
-        "val/zebra": "is no class in train (1 images)",
+        "val/zebra": "is no class of the training (1 images)",
         "val/china/cut.jpg": "is truncated",
     }
 
@@ -108,7 +108,7 @@ def load(folder, **changes):
 
 
 def note(dataset, run):
-    datasets.write_left_out(dataset, settings("", bad_images="skip"), run)
+    datasets.remember(dataset, settings("", bad_images="skip"), run)
 
 
 def test_error_stops_at_the_first_problem(tmp_path):

@@ -110,7 +110,7 @@ def test_classes_of_val_that_train_lacks(tree):
     (tree / "val" / "ape" / "v.jpg").unlink()
     source = folder.open_folder(tree, "val")
     assert problems(source) == {
-        f"{tree}/val/unicorn": "is no class in train (2 images)",
+        f"{tree}/val/unicorn": "is no class of the training (2 images)",
         f"{tree}/val/ape": "is a class without images",
     }
     assert len(source) == 3

@@ -188,7 +188,7 @@ def test_second_process_on_a_run_is_refused_until_the_first_is_dead(start, data_
 def test_full_disk_stops_the_run_with_the_last_good_checkpoint(start, data_dir, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150k", "tmpfs", disk])
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=154k", "tmpfs", disk])
     assert mounted.returncode == 0, "this test mounts a small tmpfs and needs the right to"
     try:
         run = disk / "run"

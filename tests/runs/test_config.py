@@ -316,6 +316,7 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
         (["--output_dir=x", "stray"], "stray"),
         (["--output_dir=x", "--teacher=resnet34"], "--teacher_weights"),
         (["--output_dir=x", "--teacher=ResNet50"], "--teacher_weights"),
+        (["--output_dir=x", "--teacher=NoSuchNet"], "--teacher: expected self, resnet34, a run"),
         (["--output_dir=x", "--teacher=resnet34", "--teacher_weights=gone"], "--teacher_weights"),
         (["--output_dir=x", "--teacher=self", "--model=QuickNet", "--width=0.5"], "--model"),
         (["--output_dir=x", "--teacher=self", "--model=resnet34"], "--order"),
