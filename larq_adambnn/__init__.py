@@ -8,6 +8,8 @@ import importlib
 import os
 import sys
 
+import wrapt
+
 __version__ = "1.0.0"
 
 _SUBMODULES = (
@@ -55,6 +57,18 @@ def _select_keras_2() -> None:
 
 
 _select_keras_2()
+
+
+@wrapt.when_imported("tf_keras")
+def _register(module) -> None:
+    """Keras knows every class that it may find in a saved network, once it is there itself."""
+    for name in ("larq", "larq_adambnn.losses", "larq_adambnn.optimizers"):
+        importlib.import_module(name)
+
+
+@wrapt.when_imported("larq")
+def _register_layers(module) -> None:
+    importlib.import_module("larq_adambnn.layers")
 
 
 def __getattr__(name: str):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from larq_adambnn.arguments import expect, function, instance, number, optional, whole
+
 __all__ = ["Distiller"]
 
 
@@ -44,10 +46,10 @@ class Distiller(tf.keras.Model):
         label_weight: float = 0.0,
         microbatches: int = 1,
     ):
-        if not 0 <= label_weight <= 1:
-            raise ValueError(f"Expected label_weight in 0..1. Received: {label_weight}")
-        if microbatches < 1:
-            raise ValueError(f"Expected microbatches of 1 or more. Received: {microbatches}")
+        expect("student", student, instance(tf.keras.Model, "a Keras model"))
+        expect("teacher", teacher, optional(function))
+        expect("label_weight", label_weight, number(0, 1))
+        expect("microbatches", microbatches, whole(1))
         super().__init__(name=f"{student.name}_distiller")
         self.student = student
         # Behind a function, so that Keras does not track the teacher's variables.
@@ -71,6 +73,9 @@ class Distiller(tf.keras.Model):
         # Variables that a function makes while it is traced have it traced twice.
         if hasattr(self.optimizer, "build"):  # Keras's legacy optimizers have none
             self.optimizer.build(self.student.trainable_variables)
+
+    def save(self, *args, **kwargs):
+        self.get_config()  # as a SavedModel Keras would do without
 
     def get_config(self):
         raise NotImplementedError(

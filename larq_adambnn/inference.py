@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.arguments import PATH, TEXT, expect, instance, names, several
 from larq_adambnn.data import Dataset, Preparation, from_files
 from larq_adambnn.data import images as image_formats
+from larq_adambnn.data.dataset import explained
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import interpreter
 from larq_adambnn.files import printable
@@ -21,6 +23,7 @@ _BATCH = 16  # images
 _TOP = 5
 
 Network = tf.keras.Model | bytes
+_NETWORK = instance((tf.keras.Model, bytes), "a Keras model or the bytes of a .tflite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +56,13 @@ def evaluate(network: Network, dataset: Dataset, split: str = "") -> Accuracy:
     """The accuracy of a network on a split; by default on the data set's `split`.
 
     Raises:
+        ValueError: an argument is not what it should be.
         UsageError: there is no such split, or an image of it cannot be used.
     """
+    expect("network", network, _NETWORK)
+    expect("dataset", dataset, instance(Dataset, "a data.Dataset"))
+    expect("split", split, TEXT)
+    _check_input(network, dataset.preparation)
     split = dataset.split_name(split)
     labels: list[np.ndarray] = []
 
@@ -64,8 +72,10 @@ def evaluate(network: Network, dataset: Dataset, split: str = "") -> Accuracy:
             yield images
 
     images = top1 = top5 = 0
-    with progress(f"evaluating on {split}", "images", len(dataset.source(split))) as bar:
+    source = dataset.source(split)
+    with explained(), progress(f"evaluating on {split}", "images", len(source)) as bar:
         for of_batch in logits(network, only_images()):
+            _check_outputs(of_batch, dataset.class_names)
             expected = labels.pop(0)
             ranking = np.argsort(-of_batch, axis=-1, kind="stable")
             top1 += int(np.sum(ranking[:, 0] == expected))
@@ -90,18 +100,51 @@ def classify(
         class_names: by label.
 
     Raises:
-        UsageError: a file is no image.
+        ValueError: an argument is not what it should be.
+        UsageError: a file cannot be read, or is no image.
     """
+    expect("network", network, _NETWORK)
+    expect("files", files, several(PATH, "paths in a list or tuple, at least one"))
+    expect("preparation", preparation, instance(Preparation, "a data.Preparation"))
+    expect("class_names", class_names, names())
+    _check_input(network, preparation)
     for file in files:
-        with open(file, "rb") as opened:
-            defect = image_formats.defect(opened.read(), preparation.channels)
+        try:
+            with open(file, "rb") as opened:
+                defect = image_formats.defect(opened.read(), preparation.channels)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f"images: cannot read {printable(file)}: {reason}") from None
         if defect:
             raise UsageError(f"images: {printable(file)} {defect}")
     dataset = from_files(files, preparation, class_names)
     batches = dataset.evaluation(batch_size=_BATCH).as_numpy_iterator()
-    found = np.concatenate(list(logits(network, (images for images, _ in batches))))
-    probabilities = tf.nn.softmax(tf.constant(found, tf.float64)).numpy()
+    found = []
+    for of_batch in logits(network, (images for images, _ in batches)):
+        _check_outputs(of_batch, class_names)
+        found.append(of_batch)
+    probabilities = tf.nn.softmax(tf.constant(np.concatenate(found), tf.float64)).numpy()
     return [_best(row, class_names) for row in probabilities]
+
+
+def _check_input(network: Network, preparation: Preparation) -> None:
+    """Raises ValueError if a Keras model takes images of another size; LCE says so itself."""
+    shape = getattr(network, "input_shape", None)
+    known = tf.TensorShape(shape if isinstance(shape, tuple) else None)
+    if not known.is_compatible_with([None, *preparation.input_shape]):
+        raise ValueError(
+            f"Expected a network of {preparation.input_shape} images, as they are prepared. "
+            f"Received: {network.name}, which takes {tuple(known)[1:]}"
+        )
+
+
+def _check_outputs(of_batch: np.ndarray, class_names: Sequence[str]) -> None:
+    """Raises ValueError unless each logit of a batch has a name."""
+    if of_batch.shape[-1] != len(class_names):
+        raise ValueError(
+            f"Expected as many class names as the network has outputs, {of_batch.shape[-1]}. "
+            f"Received: {len(class_names)}"
+        )
 
 
 def _best(probabilities: np.ndarray, class_names: Sequence[str]) -> list[Guess]:

@@ -76,6 +76,7 @@ ATTRIBUTES = (
         "tf_keras.optimizers.legacy.Optimizer",
         _TF_KERAS,
         resource_apply_dense="method, replaced while the gradients are measured",
+        create_all_weights="method: makes its variables, of which a reset has the initial values",
     ),
     *_of(
         "tf_keras.mixed_precision.LossScaleOptimizer",
@@ -86,6 +87,11 @@ ATTRIBUTES = (
         "tensorflow.Variable",
         _TENSORFLOW,
         unique_id="a name that no other variable has, but for the copy on the first device",
+    ),
+    *_of(
+        "tensorflow.train.Checkpoint",
+        _TENSORFLOW,
+        trackable_children="method, extended: what a SavedModel is not to hold is left out",
     ),
     *_of(
         "tensorflow.python.util.lazy_loader.KerasLazyLoader",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import larq as lq
 import tensorflow as tf
 
+from larq_adambnn.arguments import FLAG, expect, instance
 from larq_adambnn.kernels.arithmetic import select, sums_by_channel
 from larq_adambnn.kernels.convolution import convolve
 from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable
@@ -139,12 +140,16 @@ class BinaryConv2D(lq.layers.QuantConv2D):
         **kwargs,
     ):
         options = {"padding": "same", "use_bias": False, **kwargs}
+        if input_quantizer is None:
+            input_quantizer = Switchable(ApproxSign())
+        if kernel_quantizer is None:
+            kernel_quantizer = Switchable(ScaledSign())
         with _without_constraint_warning():
             super().__init__(
                 filters,
                 kernel_size,
-                input_quantizer=input_quantizer or Switchable(ApproxSign()),
-                kernel_quantizer=kernel_quantizer or Switchable(ScaledSign()),
+                input_quantizer=input_quantizer,
+                kernel_quantizer=kernel_quantizer,
                 **options,
             )
         self._training = False  # in the call that is running
@@ -221,6 +226,9 @@ def _switch(layer, attribute: str, on: bool) -> None:
         kernel.precision = switch.precision
 
 
+_MODEL = instance(tf.keras.Model, "a Keras model")
+
+
 def binarize(
     model: tf.keras.Model, activations: bool = True, weights: bool = True
 ) -> tf.keras.Model:
@@ -240,8 +248,12 @@ def binarize(
         The same model.
 
     Raises:
-        ValueError: something is to be binary in a model without binary layers.
+        ValueError: an argument is not what it should be, or something is to be binary in a
+            model without binary layers.
     """
+    expect("model", model, _MODEL)
+    expect("activations", activations, FLAG)
+    expect("weights", weights, FLAG)
     found = binary_quantizers(model)
     if (activations or weights) and not found:
         raise ValueError(f"Expected a model with binary Larq layers. Received: {model.name}")
@@ -254,6 +266,7 @@ def binarize(
 
 def binarization(model: tf.keras.Model) -> tuple[bool, bool]:
     """What is binary in a model now, as ``(activations, weights)``."""
+    expect("model", model, _MODEL)
     on = [
         attribute in KERNELS
         for layer, attribute in binary_quantizers(model)

@@ -12,12 +12,21 @@ class DistributionLoss(tf.keras.losses.Loss):
     ``-sum softmax(teacher) * log_softmax(student)``, averaged over the batch; no
     labels, no temperature.  y_true is the teacher's logits and y_pred the student's,
     both (B, num_classes); half precision is computed in float32.
+
+    Raises:
+        ValueError: y_true is of another shape, as labels are.
     """
 
     def __init__(self, name: str = "distribution_loss", **kwargs):
         super().__init__(name=name, **kwargs)
 
     def call(self, y_true, y_pred):
+        y_true = tf.convert_to_tensor(y_true)
+        if not y_true.shape.is_compatible_with(y_pred.shape):
+            raise ValueError(
+                f"Expected y_true to be the teacher's logits, of the shape {y_pred.shape}. "
+                f"Received: {y_true.shape}"
+            )
         if y_pred.dtype in (tf.float16, tf.bfloat16):
             y_pred = tf.cast(y_pred, tf.float32)
         y_true = tf.stop_gradient(tf.cast(y_true, y_pred.dtype))

@@ -1,10 +1,24 @@
 """PyTorch's optimizers with the published code's weight decay, as Keras optimizers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-__all__ = ["SGD", "Adam", "RMSprop", "inner", "parts", "published_decay"]
+from larq_adambnn.arguments import FLAG, either, expect, function, instance, number
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "RMSprop",
+    "assigned",
+    "build",
+    "inner",
+    "is_legacy",
+    "parts",
+    "published_decay",
+    "reset",
+    "settings",
+]
 
 
 def published_decay(variable: tf.Variable) -> bool:
@@ -28,6 +42,58 @@ def parts(optimizer) -> list:
     return list(getattr(optimizer, "optimizers", [optimizer]))
 
 
+def assigned(optimizer, variables: Sequence[tf.Variable]) -> list[tuple]:
+    """(part, its variables) for each of the `parts` of an optimizer that is to update some."""
+    optimizer = inner(optimizer)
+    if not hasattr(optimizer, "pred_opt_pairs"):
+        return [(optimizer, list(variables))]
+    found, left = [], list(variables)
+    for claims, part in optimizer.pred_opt_pairs:
+        found.append((part, [variable for variable in left if claims(variable)]))
+        left = [variable for variable in left if not claims(variable)]
+    return [*found, (optimizer.default, left)] if optimizer.default else found
+
+
+def is_legacy(optimizer) -> bool:
+    """Whether it is one of Keras's legacy optimizers, as Larq's are too."""
+    return isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer)
+
+
+def build(optimizer, variables: Sequence[tf.Variable]) -> None:
+    """Makes every variable that an optimizer of any kind needs to update some, if need be."""
+    for part, own in assigned(optimizer, variables):
+        make = part._create_all_weights if is_legacy(part) else part.build
+        make(own)
+
+
+def reset(optimizer, variables: Sequence[tf.Variable]) -> None:
+    """Gives every variable of an optimizer of any kind its initial value.
+
+    The learning rate and the weight decay stay as they are.
+    """
+    for part, own in assigned(optimizer, variables):
+        fresh = type(part).from_config(settings(part))
+        build(part, own)
+        build(fresh, own)
+        pairs = zip(_variables(part), _variables(fresh), strict=True)
+        for variable, initial in pairs:
+            variable.assign(initial)
+
+
+def settings(optimizer) -> dict:
+    """What the `from_config` of an optimizer's class takes, in Python's own types."""
+    return optimizer.settings() if isinstance(optimizer, _WeightDecay) else optimizer.get_config()
+
+
+def _variables(optimizer) -> list[tf.Variable]:
+    return optimizer.variables() if is_legacy(optimizer) else optimizer.variables
+
+
+_RATE = either(
+    number(0), instance(tf.keras.optimizers.schedules.LearningRateSchedule, "a Keras schedule")
+)
+
+
 class _WeightDecay:
     """Adds a settable `weight_decay` to a Keras optimizer, for selected variables.
 
@@ -35,6 +101,12 @@ class _WeightDecay:
     before anything else; decoupled decay (AdamW) subtracts
     ``learning_rate * weight_decay * w`` from the weight.
     """
+
+    @staticmethod
+    def _check(learning_rate, weight_decay, decays):
+        expect("learning_rate", learning_rate, _RATE)
+        expect("weight_decay", weight_decay, number())
+        expect("decays", decays, function)
 
     def _set_up_decay(self, weight_decay, decoupled, decays):
         self.weight_decay = tf.Variable(
@@ -78,23 +150,51 @@ class _WeightDecay:
         with tf.control_dependencies([variable.assign_sub(shared["learning_rate"] * decay)]):
             return tf.identity(gradient)
 
-    def get_config(self):
+    def settings(self) -> dict:
+        """What `from_config` takes; unlike `get_config`, with `decays` as it is."""
         config = super().get_config()
         for name in ("adaptive_epsilon", "jit_compile"):
             config.pop(name, None)
-        config["weight_decay"] = float(self.weight_decay.numpy())
-        if self.decays is not published_decay:
-            config["decays"] = tf.keras.utils.serialize_keras_object(self.decays)
+        return {
+            **config,
+            "weight_decay": float(self.weight_decay.numpy()),
+            "decays": self.decays,
+        }
+
+    def get_config(self):
+        config = self.settings()
+        rule = config.pop("decays")
+        if rule is not published_decay:
+            config["decays"] = _name_of(rule)
         return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        if isinstance(config.get("decays"), dict):
-            config["decays"] = tf.keras.utils.deserialize_keras_object(
-                config["decays"], custom_objects
-            )
+        rule = config.get("decays")
+        if isinstance(rule, str):
+            config = {**config, "decays": _named(rule, custom_objects)}
         return super().from_config(config, custom_objects)
+
+
+def _name_of(rule: Callable) -> str:
+    """What a saved optimizer calls a rule of `decays`."""
+    name = getattr(rule, "__name__", "<none>")
+    if name.startswith("<"):
+        raise ValueError(
+            "Expected decays to be a named function, which a saved optimizer finds again (see "
+            f"tf.keras.utils.register_keras_serializable). Received: decays={rule!r}"
+        )
+    return tf.keras.utils.get_registered_name(rule)
+
+
+def _named(name: str, custom_objects: dict | None) -> Callable:
+    found = tf.keras.utils.get_registered_object(name, custom_objects)
+    if found is None:
+        raise ValueError(
+            f"Expected {name}, the saved optimizer's decays, to be registered (see "
+            "tf.keras.utils.register_keras_serializable) or among custom_objects. Received: neither"
+        )
+    return found
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
@@ -110,6 +210,9 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
             decay to the gradient.
         decays: which variables decay; the published rule by default.
         **kwargs: clipping, EMA and other options of Keras optimizers.
+
+    Raises:
+        ValueError: an argument is not what it should be.
     """
 
     def __init__(
@@ -126,6 +229,12 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
         name: str = "Adam",
         **kwargs,
     ):
+        self._check(learning_rate, weight_decay, decays)
+        for beta, value in (("beta_1", beta_1), ("beta_2", beta_2)):
+            expect(beta, value, number(0, below=1))
+        expect("epsilon", epsilon, number(0))
+        expect("amsgrad", amsgrad, FLAG)
+        expect("decoupled", decoupled, FLAG)
         super().__init__(
             learning_rate=learning_rate,
             beta_1=beta_1,
@@ -175,8 +284,8 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
             grad=gradient,
         )
 
-    def get_config(self):
-        return {**super().get_config(), "decoupled": self.decoupled}
+    def settings(self):
+        return {**super().settings(), "decoupled": self.decoupled}
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
@@ -189,6 +298,9 @@ class SGD(_WeightDecay, tf.keras.optimizers.SGD):
         momentum: 0.9 as the paper's SGD has it.
         decays: as in `Adam`.
         **kwargs: clipping, EMA and other options of Keras optimizers.
+
+    Raises:
+        ValueError: an argument is not what it should be.
     """
 
     def __init__(
@@ -201,6 +313,8 @@ class SGD(_WeightDecay, tf.keras.optimizers.SGD):
         name: str = "SGD",
         **kwargs,
     ):
+        self._check(learning_rate, weight_decay, decays)
+        expect("momentum", momentum, number(0, 1))
         if kwargs.pop("nesterov", False):
             raise ValueError("Expected plain momentum. Received: nesterov=True")
         super().__init__(
@@ -237,6 +351,7 @@ class RMSprop(_WeightDecay, tf.keras.optimizers.RMSprop):
         name: str = "RMSprop",
         **kwargs,
     ):
+        self._check(learning_rate, weight_decay, decays)
         super().__init__(learning_rate=learning_rate, name=name, jit_compile=False, **kwargs)
         self._set_up_decay(weight_decay, False, decays)
 

@@ -1,8 +1,13 @@
-"""Binary quantizers: pure functions, and the registered classes that wrap them."""
+"""Binary quantizers: pure functions, and the registered classes that wrap them.
+
+Keras finds classes in .keras files and SavedModels by the name of the package, and in
+.h5 files, where Larq's layers are their parents, only by their own, as Larq's quantizers.
+"""
 
 import larq as lq
 import tensorflow as tf
 
+from larq_adambnn.arguments import FLAG, Kind, expect
 from larq_adambnn.kernels.arithmetic import select, sums_by_channel
 
 __all__ = ["ApproxSign", "ScaledSign", "Switchable", "approx_sign", "scaled_sign"]
@@ -57,12 +62,16 @@ def scaled_sign(w: tf.Tensor) -> tf.Tensor:
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
 class ApproxSign(lq.quantizers.ApproxSign):
-    """Input quantizer of ReActNet: `approx_sign`, Larq's with fewer passes over memory."""
+    """Input quantizer of ReActNet: `approx_sign`, Larq's with fewer passes over memory.
+
+    One that a layer has without a `Switchable` comes back from an .h5 file as Larq's.
+    """
 
     def call(self, inputs):
         return approx_sign(inputs)
 
 
+@lq.utils.register_keras_custom_object
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
 class ScaledSign(lq.quantizers.Quantizer):
     """Kernel quantizer of ReActNet: `scaled_sign`."""
@@ -73,6 +82,10 @@ class ScaledSign(lq.quantizers.Quantizer):
         return scaled_sign(inputs)
 
 
+_QUANTIZER = Kind("a Larq quantizer, its name or its configuration", callable)
+
+
+@lq.utils.register_keras_custom_object
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
 class Switchable(lq.quantizers.Quantizer):
     """A quantizer that can be turned off, which leaves its input as it is.
@@ -83,25 +96,37 @@ class Switchable(lq.quantizers.Quantizer):
     Args:
         quantizer: a Larq quantizer, its name or its configuration.
         on: whether to quantize.
+
+    Raises:
+        ValueError: an argument is not what it should be, or (when it is saved) the quantizer
+            is a function without a name.
     """
 
     def __init__(self, quantizer, *, on: bool = True, **kwargs):
         super().__init__(autocast=False, **kwargs)
+        expect("on", on, FLAG)
         self.quantizer = lq.quantizers.get(quantizer)
+        expect("quantizer", self.quantizer, _QUANTIZER)
         self.quantizer._autocast = False  # a quantizer keeps the precision of its input
         self.on = bool(on)
 
     @property
     def precision(self) -> int:
         """Bits of the output: the quantizer's when on, else 32."""
-        return self.quantizer.precision if self.on else 32
+        return getattr(self.quantizer, "precision", None) if self.on else 32
 
     def call(self, inputs):
         return self.quantizer(inputs) if self.on else inputs
 
     def get_config(self):
+        if getattr(self.quantizer, "__name__", "") == "<lambda>":
+            raise ValueError(
+                "Expected a Larq quantizer or a registered function, which a saved network finds "
+                f"again. Received: quantizer={self.quantizer!r}"
+            )
         return {
             **super().get_config(),
-            "quantizer": lq.quantizers.serialize(self.quantizer),
+            # The older format, which has the package's name and which every file can hold
+            "quantizer": lq.quantizers.serialize(self.quantizer, use_legacy_format=True),
             "on": self.on,
         }

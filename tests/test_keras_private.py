@@ -37,6 +37,7 @@ INSTANCES = {
         tf.keras.mixed_precision.LossScaleOptimizer(tf.keras.optimizers.SGD())
     ),
     "tensorflow.Variable": lambda: tf.Variable(0.0),
+    "tensorflow.train.Checkpoint": tf.train.Checkpoint,
     "tensorflow.python.util.lazy_loader.KerasLazyLoader": lambda: KerasLazyLoader({}),
 }
 
@@ -77,7 +78,12 @@ def test_the_list_is_complete():
     trees = [ast.parse(path.read_text()) for path in package.rglob("*.py")]
     pieces = [node for tree in trees for node in ast.walk(tree)]
     foreign = set(filter(private, map(used, pieces))) - set(map(own, pieces)) - OURS
-    replaced = {"_apply_weight_decay", "_distributed_apply_gradients_fn", "_resource_apply_dense"}
+    replaced = {
+        "_apply_weight_decay",
+        "_distributed_apply_gradients_fn",
+        "_resource_apply_dense",
+        "_trackable_children",
+    }
     assert foreign | replaced == {attribute.name for attribute in ATTRIBUTES}
 
 

@@ -1,8 +1,8 @@
 """The paper's measurements as Keras callbacks, for any `model.fit` of Larq layers.
 
 Each adds its total to the logs of the epoch and keeps the figures of every binary layer
-in `by_layer`, {column: {layer: value}}, until the next epoch.  Those that a resumed
-epoch needs more from have `get_state` and `set_state`, dictionaries of arrays.
+in `by_layer`, {column: {layer: value}}, until it measures again.  What a resumed training needs
+of them is kept as `state.Stateful` says.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn import layers, optimizers
+from larq_adambnn.arguments import array, expect, whole
+from larq_adambnn.callbacks.state import Stateful
 
 __all__ = [
     "ActivationSaturation",
@@ -127,7 +129,7 @@ class _Measurement(tf.keras.callbacks.Callback):
             logs[column] = total
 
 
-class FlipFlopRatio(_Measurement):
+class FlipFlopRatio(_Measurement, Stateful):
     """Logs `ff_ratio`: the share of binary weights that change sign in an iteration.
 
     ``sum |sign(w_t+1) - sign(w_t)| / 2`` over all binary weights, divided by their
@@ -149,9 +151,10 @@ class FlipFlopRatio(_Measurement):
         self._flips = tf.Variable(
             tf.zeros(len(self._kernels), tf.int64), trainable=False, name="flips"
         )
-        self._iterations = 0
+        self._running = False
         if self._kernels:
             self._update = tf.function(self._count, autograph=False).get_concrete_function()
+        super().on_train_begin(logs)
 
     def _count(self):
         flips = []
@@ -162,15 +165,22 @@ class FlipFlopRatio(_Measurement):
         self._flips.assign_add(tf.cast(tf.stack(flips), tf.int64))
 
     def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
         self._begun = False
 
     def on_train_batch_begin(self, batch, logs=None):
         if not self._begun and self._kernels:  # other callbacks may set weights before
             for sign, kernel in zip(self._signs, self._kernels.values(), strict=True):
                 sign.assign(kernel >= 0)
-        self._begun = True
+        self._begun = self._running = True
 
     def on_train_batch_end(self, batch, logs=None):
+        self.settle()
+
+    def settle(self):
+        if not self._running:
+            return
+        self._running = False
         if self._kernels:
             self._update()
         self._iterations += 1
@@ -180,19 +190,23 @@ class FlipFlopRatio(_Measurement):
         iterations = max(1, self._iterations)
         ratios = {n: flips[n] / (_size(k) * iterations) for n, k in self._kernels.items()}
         self._log(logs, "ff_ratio", ratios, _weighted_mean(ratios, self._kernels))
+
+    def reset(self):
         self._flips.assign(tf.zeros_like(self._flips))
         self._iterations = 0
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The flips so far in the epoch."""
-        return {"flips": self._flips.numpy(), "iterations": np.int64(self._iterations)}
+        counts = {"flips": self._flips.numpy(), "iterations": np.int64(self._iterations)}
+        return {**super().get_state(), **counts}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        super().set_state(state)
         self._flips.assign(state["flips"])
         self._iterations = int(state["iterations"])
 
 
-class CorrelationToInitialization(_Measurement):
+class CorrelationToInitialization(_Measurement, Stateful):
     """Logs `c2i_ratio` and `c2i_step_ratio`: the share of binary weights with their old sign.
 
     ``1 - sum |sign(w) - sign(w_init)| / 2`` over the number of binary weights (AdamBNN,
@@ -206,11 +220,13 @@ class CorrelationToInitialization(_Measurement):
         self._kernels = binary_kernels(self.model)
         self._initial = {"run": self._bits(), "step": self._bits()}
         self._form = _binarization(self.model)
+        super().on_train_begin(logs)
 
     def _bits(self) -> list[np.ndarray]:
         return [np.packbits(kernel.numpy() >= 0) for kernel in self._kernels.values()]
 
     def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
         self._begun = False
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -239,9 +255,10 @@ class CorrelationToInitialization(_Measurement):
             for start, by_layer in self._initial.items()
             for index, layer in enumerate(by_layer)
         }
-        return {**bits, "form": np.array(self._form)}
+        return {**super().get_state(), **bits, "form": np.array(self._form)}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        super().set_state(state)
         for start, by_layer in self._initial.items():
             self._initial[start] = [state[f"{start}/{index}"] for index in range(len(by_layer))]
         self._form = state["form"].tolist()
@@ -256,11 +273,16 @@ class ActivationSaturation(_Measurement):
 
     Args:
         images: the batch, (B, H, W, C) as the model takes it.
-        every: epochs between measurements; the first epoch of a `fit` is measured.
+        every: epochs from one measured to the next, beginning with epoch 0.
+
+    Raises:
+        ValueError: an argument is not what it should be.
     """
 
     def __init__(self, images, *, every: int = 1):
         super().__init__()
+        expect("images", images, array("(B, H, W, C)"))
+        expect("every", every, whole(1))
         self.images = tf.convert_to_tensor(images)
         self.every = every
 
@@ -310,7 +332,7 @@ class KernelMagnitude(_Measurement):
             self._log(logs, column, values, sum(values.values()) / max(1, len(values)))
 
 
-class UpdateSize(_Measurement):
+class UpdateSize(_Measurement, Stateful):
     """Logs `update_size`: the mean ``|w_t+1 - w_t|`` of the latent weights.
 
     Averaged over every so many iterations of the epoch, beginning with its first, and
@@ -318,17 +340,21 @@ class UpdateSize(_Measurement):
 
     Args:
         every: iterations from one measured to the next.
+
+    Raises:
+        ValueError: `every` is no positive number.
     """
 
     def __init__(self, *, every: int = 10):
         super().__init__()
+        expect("every", every, whole(1))
         self.every = every
 
     def on_train_begin(self, logs=None):
         self._kernels = binary_kernels(self.model)
         self._sizes = tf.function(self._measure, autograph=False)
-        self._sums = np.zeros(len(self._kernels))
-        self._iterations = 0
+        self._before = None
+        super().on_train_begin(logs)
 
     def _measure(self, before):
         pairs = zip(self._kernels.values(), before, strict=True)
@@ -339,7 +365,10 @@ class UpdateSize(_Measurement):
             self._before = [tf.identity(kernel) for kernel in self._kernels.values()]
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch % self.every == 0:
+        self.settle()
+
+    def settle(self):
+        if self._before is not None:
             self._sums += [size.numpy() for size in self._sizes(self._before)]
             self._iterations += 1
             self._before = None
@@ -348,18 +377,22 @@ class UpdateSize(_Measurement):
         sizes = dict(zip(self._kernels, self._sums / max(1, self._iterations), strict=True))
         sizes = {name: float(size) for name, size in sizes.items()}
         self._log(logs, "update_size", sizes, _weighted_mean(sizes, self._kernels))
+
+    def reset(self):
         self._sums = np.zeros(len(self._kernels))
         self._iterations = 0
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The update sizes so far in the epoch."""
-        return {"sums": self._sums, "iterations": np.int64(self._iterations)}
+        counts = {"sums": self._sums, "iterations": np.int64(self._iterations)}
+        return {**super().get_state(), **counts}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        super().set_state(state)
         self._sums, self._iterations = state["sums"].copy(), int(state["iterations"])
 
 
-class Gradients(_Measurement):
+class Gradients(_Measurement, Stateful):
     """Logs `gradient_norm` and `dead_weights` of the latent weights.
 
     Both are of the loss's gradient as the optimizer gets it: summed over replicas,
@@ -381,8 +414,10 @@ class Gradients(_Measurement):
         self._alive = [tf.Variable(tf.zeros(k.shape, tf.bool), trainable=False) for k in kernels]
         self._watched = _watch_updates(self.model.optimizer, self._observe)
         layers.retrace(self.model)  # a function traced in an earlier fit would not see it
+        super().on_train_begin(logs)
 
     def on_train_end(self, logs=None):
+        super().on_train_end(logs)
         for restore in self._watched:
             restore()
         layers.retrace(self.model)
@@ -408,18 +443,22 @@ class Gradients(_Measurement):
         dead = [1 - np.count_nonzero(alive.numpy()) / _size(alive) for alive in self._alive]
         dead = dict(zip(names, dead, strict=True))
         self._log(logs, "dead_weights", dead, _weighted_mean(dead, self._kernels))
+
+    def reset(self):
         for variable in (*self._squares, *self._counts, *self._alive):
             variable.assign(tf.zeros_like(variable))
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The norms so far in the epoch, and which weights have had a gradient, as bits."""
         return {
+            **super().get_state(),
             "squares": np.array([square.numpy() for square in self._squares], np.float32),
             "counts": np.array([count.numpy() for count in self._counts], np.int64),
             **{f"alive/{i}": np.packbits(alive.numpy()) for i, alive in enumerate(self._alive)},
         }
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        super().set_state(state)
         for index, alive in enumerate(self._alive):
             self._squares[index].assign(state["squares"][index])
             self._counts[index].assign(state["counts"][index])
@@ -447,8 +486,7 @@ def _watch_updates(optimizer, observe: Callable) -> list[Callable[[], None]]:
     optimizer = optimizers.inner(optimizer)
     undo = []
     for part in optimizers.parts(optimizer):
-        legacy = isinstance(part, tf.keras.optimizers.legacy.Optimizer)
-        name = "_resource_apply_dense" if legacy else "update_step"
+        name = "_resource_apply_dense" if optimizers.is_legacy(part) else "update_step"
         undo.append(_wrap(part, name, observe))
         if getattr(part, "jit_compile", False):  # its compiled updates outlive a fit
             part.jit_compile = False

@@ -1,24 +1,46 @@
 """The paper's recipe as Keras callbacks, for any `model.fit`."""
 
 import contextlib
-import math
+import os
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from larq_adambnn import layers, optimizers
+from larq_adambnn.arguments import (
+    FLAG,
+    PATH,
+    Kind,
+    either,
+    expect,
+    number,
+    optional,
+    several,
+    whole,
+)
+from larq_adambnn.callbacks.state import Stateful
 
 __all__ = ["AverageWeights", "LinearDecay", "TwoStepSwitch", "WeightDecaySchedule"]
 
 
-def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
-    """Sets a hyperparameter of the model's optimizer, variable or plain number."""
+_EPOCHS = whole(1)
+_PERIODS = either(_EPOCHS, several(_EPOCHS, "several of them"))
+_FORM = several(FLAG, "(activations, weights), each True or False", length=2)
+
+
+def _require(model: tf.keras.Model, attribute: str) -> None:
+    """Raises ValueError unless the model's optimizer has a hyperparameter."""
     optimizer = optimizers.inner(model.optimizer)
     if not hasattr(optimizer, attribute):
         raise ValueError(
             f"Expected an optimizer with `{attribute}`. Received: {type(optimizer).__name__}"
         )
+
+
+def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
+    """Sets a hyperparameter of the model's optimizer, variable or plain number."""
+    optimizer = optimizers.inner(model.optimizer)
     current = getattr(optimizer, attribute)
     if isinstance(current, tf.Variable) or attribute == "learning_rate":
         tf.keras.backend.set_value(getattr(optimizer, attribute), value)
@@ -27,14 +49,7 @@ def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
         layers.retrace(model)  # the old number is part of the traced function
 
 
-def _positive_ints(name: str, values) -> tuple[int, ...]:
-    values = tuple(values) if isinstance(values, list | tuple) else (values,)
-    if not values or any(not isinstance(v, int) or v < 1 for v in values):
-        raise ValueError(f"Expected {name} to be positive integers. Received: {name}={values}")
-    return values
-
-
-class TwoStepSwitch(tf.keras.callbacks.Callback):
+class TwoStepSwitch(Stateful):
     """Goes from step 1 to step 2 inside one `fit` (AdamBNN, section 4.3).
 
     Before epoch 0 it sets what is binary in step 1.  Before `epoch` it sets what is
@@ -49,7 +64,7 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
             `ModelCheckpoint` saved them; None goes on with those of the last epoch.
 
     Raises:
-        ValueError: `epoch` is no positive integer.
+        ValueError: an argument is not what it should be.
         FileNotFoundError: at the switch, when `reload` does not exist.
     """
 
@@ -59,52 +74,64 @@ class TwoStepSwitch(tf.keras.callbacks.Callback):
         *,
         first: tuple[bool, bool] = (True, False),
         second: tuple[bool, bool] = (True, True),
-        reload: str | None = None,
+        reload: str | os.PathLike | None = None,
     ):
         super().__init__()
-        (self.epoch,) = _positive_ints("epoch", epoch)
-        self.first, self.second = first, second
-        self.reload = reload
+        expect("epoch", epoch, _EPOCHS)
+        expect("first", first, _FORM)
+        expect("second", second, _FORM)
+        expect("reload", reload, optional(PATH))
+        self.epoch = epoch
+        self.first, self.second = tuple(first), tuple(second)
+        self.reload = None if reload is None else os.fspath(reload)
 
     def on_train_begin(self, logs=None):
-        optimizer = optimizers.inner(self.model.optimizer)
-        if not _is_legacy(optimizer):
-            # Variables that a function makes while it is traced have it traced twice.
-            with self.model.distribute_strategy.scope():
-                optimizer.build(self.model.trainable_variables)
+        # Variables that a function makes while it is traced have it traced twice, and those
+        # that a restored checkpoint still waits for would be filled after the reset.
+        with self.model.distribute_strategy.scope():
+            optimizers.build(self.model.optimizer, self.model.trainable_variables)
+        self._switched = False
+        super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
         form = self.first if epoch < self.epoch else self.second
         if layers.binarization(self.model) != form:
             layers.binarize(self.model, *form)
-        # Within an epoch resumed in its middle the count is that of step 2 already,
-        # which is less than the iterations of one epoch.
-        if epoch == self.epoch and self._iterations() >= (self.params.get("steps") or 1):
+        if epoch != self.epoch or self._switched:
+            return
+        self._switched = True
+        # What resumed the training may know nothing of callbacks.  Within an epoch the count
+        # is then that of step 2, which is less than the iterations of one epoch.
+        if self._iterations() >= (self.params.get("steps") or 1):
             if self.reload is not None:
                 getattr(self.model, "student", self.model).load_weights(self.reload)
-            _reset_optimizer(self.model)
+            with self.model.distribute_strategy.scope():
+                optimizers.reset(self.model.optimizer, self.model.trainable_variables)
 
     def _iterations(self) -> int:
         """Of the optimizer; one of several may have no variables and count nothing."""
         return max(int(part.iterations.numpy()) for part in optimizers.parts(self.model.optimizer))
 
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Whether the switch is done."""
+        return {**super().get_state(), "switched": np.bool_(self._switched)}
 
-def _is_legacy(optimizer) -> bool:
-    return isinstance(optimizer, tf.keras.optimizers.legacy.Optimizer)
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        super().set_state(state)
+        self._switched = bool(state["switched"])
 
 
-def _reset_optimizer(model: tf.keras.Model) -> None:
-    """Gives every variable of the optimizer its initial value, but for the learning rate."""
-    for optimizer in optimizers.parts(model.optimizer):
-        if _is_legacy(optimizer):
-            for variable in optimizer.variables():
-                variable.assign(tf.zeros_like(variable))
-            continue
-        with model.distribute_strategy.scope():
-            fresh = type(optimizer).from_config(optimizer.get_config())
-            fresh.build(model.trainable_variables)
-        for variable, initial in zip(optimizer.variables, fresh.variables, strict=True):
-            variable.assign(initial)
+def _is_schedule(values) -> bool:
+    return (
+        isinstance(values, Mapping)
+        and 0 in values
+        and all(map(whole(0).fits, values))
+        and all(map(number().fits, values.values()))
+    )
+
+
+_SCHEDULE = Kind("{epoch from 0 on: finite number}, with epoch 0 among them", _is_schedule)
 
 
 class WeightDecaySchedule(tf.keras.callbacks.Callback):
@@ -115,17 +142,17 @@ class WeightDecaySchedule(tf.keras.callbacks.Callback):
             be among them.  The paper's is ``{0: 5e-6, epochs_of_step_1: 0.0}``.
 
     Raises:
-        ValueError: an epoch or a value is not what it should be, or the optimizer has
-            no `weight_decay`.
+        ValueError: `values` is not what it should be; at the start of `fit`, when the
+            optimizer has no `weight_decay`, such as Keras's legacy ones.
     """
 
     def __init__(self, values: Mapping[int, float]):
         super().__init__()
-        if 0 not in values or any(not isinstance(e, int) or e < 0 for e in values):
-            raise ValueError(f"Expected epochs from 0 on as keys. Received: values={values}")
-        if not all(math.isfinite(value) for value in values.values()):
-            raise ValueError(f"Expected finite weight decays. Received: values={values}")
+        expect("values", values, _SCHEDULE)
         self.values = dict(sorted(values.items()))
+
+    def on_train_begin(self, logs=None):
+        _require(self.model, "weight_decay")
 
     def on_epoch_begin(self, epoch, logs=None):
         start = max(e for e in self.values if e <= epoch)
@@ -151,39 +178,38 @@ class LinearDecay(tf.keras.callbacks.Callback):
         published: decay by epochs as the published code does.
 
     Raises:
-        ValueError: an argument is out of range, or (unless `published`) the number of
-            iterations in an epoch is unknown.
+        ValueError: an argument is not what it should be; at the start of `fit`, when the
+            optimizer has no learning rate of its own or one that is a schedule, or (unless
+            `published`) the number of iterations in an epoch is unknown.
     """
 
     def __init__(
         self, learning_rate: float, epochs: int | tuple[int, ...], *, published: bool = False
     ):
         super().__init__()
-        if not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise ValueError(
-                f"Expected a positive learning rate. Received: learning_rate={learning_rate}"
-            )
+        expect("learning_rate", learning_rate, number(above=0))
+        expect("epochs", epochs, _PERIODS)
+        expect("published", published, FLAG)
         self.learning_rate = learning_rate
-        self.epochs = _positive_ints("epochs", epochs)
+        self.epochs = tuple(epochs) if isinstance(epochs, list | tuple) else (epochs,)
         self.published = published
 
     def on_train_begin(self, logs=None):
+        _require(self.model, "learning_rate")
         optimizer = optimizers.inner(self.model.optimizer)
-        if not hasattr(optimizer, "learning_rate"):
-            return  # which the first setting says
-        schedule = optimizer.get_config().get("learning_rate")
+        schedule = optimizers.settings(optimizer).get("learning_rate")
         if isinstance(schedule, dict):  # as Keras writes one down
             raise ValueError(
                 "Expected an optimizer whose learning rate is a number, which LinearDecay sets. "
                 f"Received: {type(optimizer).__name__} with the schedule {schedule['class_name']}"
             )
+        if not self.published and not self.params.get("steps"):
+            raise ValueError("Expected a known number of iterations in an epoch. Received: None")
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
         if self.published:
             _set(self.model, "learning_rate", self.rate(epoch + 1))
-        elif not self.params.get("steps"):
-            raise ValueError("Expected a known number of iterations in an epoch. Received: None")
 
     def on_train_batch_begin(self, batch, logs=None):
         if not self.published:
@@ -202,7 +228,7 @@ class LinearDecay(tf.keras.callbacks.Callback):
         return 0.0
 
 
-class AverageWeights(tf.keras.callbacks.Callback):
+class AverageWeights(Stateful):
     """Evaluates with an exponential average of the trainable weights.
 
     After each iteration ``average = momentum * average + (1 - momentum) * weight``, from the
@@ -218,8 +244,7 @@ class AverageWeights(tf.keras.callbacks.Callback):
 
     def __init__(self, momentum: float):
         super().__init__()
-        if not 0 < momentum < 1:
-            raise ValueError(f"Expected a momentum between 0 and 1. Received: {momentum}")
+        expect("momentum", momentum, number(above=0, below=1))
         self.momentum = momentum
 
     def on_train_begin(self, logs=None):
@@ -232,9 +257,19 @@ class AverageWeights(tf.keras.callbacks.Callback):
                 average.assign(self.momentum * average + (1 - self.momentum) * weight)
 
         self._update = update
+        self._running = False
+        super().on_train_begin(logs)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._running = True
 
     def on_train_batch_end(self, batch, logs=None):
-        self._update()
+        self.settle()
+
+    def settle(self):
+        if self._running:
+            self._running = False
+            self._update()
 
     def on_test_begin(self, logs=None):
         self._swap()
@@ -259,8 +294,10 @@ class AverageWeights(tf.keras.callbacks.Callback):
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The averages."""
-        return {str(i): average.numpy() for i, average in enumerate(self._averages)}
+        averages = {str(i): average.numpy() for i, average in enumerate(self._averages)}
+        return {**super().get_state(), **averages}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        super().set_state(state)
         for i, average in enumerate(self._averages):
             average.assign(state[str(i)])

@@ -7,6 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.arguments import (
+    PATH,
+    TEXT,
+    Kind,
+    expect,
+    instance,
+    names,
+    number,
+    one_of,
+    optional,
+    several,
+    whole,
+)
 from larq_adambnn.data import catalog, check, statistics
 from larq_adambnn.data.catalog import Description, describe, splits
 from larq_adambnn.data.dataset import Dataset, bad_example
@@ -70,10 +83,12 @@ def load(
             what cannot be used.
         ValueError: an argument is out of range.
     """
-    if bad_images not in BAD_IMAGES:
-        raise ValueError(
-            f"Expected bad_images to be one of {', '.join(BAD_IMAGES)}. Received: {bad_images!r}"
-        )
+    expect("name", name, TEXT)
+    expect("data_dir", data_dir, PATH)
+    expect("split", split, TEXT)
+    expect("train_images", train_images, whole(0))
+    expect("bad_images", bad_images, one_of(*BAD_IMAGES))
+    expect("left_out", left_out, optional(instance(Mapping, "a dictionary")))
     settings, data_dir = settings_of(settings, changes), os.fspath(data_dir)
     left_out = left_out or {}
     known = description or describe(name, data_dir)
@@ -141,6 +156,11 @@ def from_datasets(
         ValueError: the elements are something else, or an argument is out of range.
         UsageError: too few examples.
     """
+    for split, given in (("train", train), ("test", test)):
+        expect(split, given, instance(tf.data.Dataset, "a tf.data.Dataset"))
+    expect("class_names", class_names, names(distinct=True))
+    expect("name", name, TEXT)
+    expect("shuffle", shuffle, whole(0))
     settings, class_names = settings_of(settings, changes), tuple(class_names)
     sources = {
         "train": dataset_source(train, class_names, "training", shuffle),
@@ -151,13 +171,8 @@ def from_datasets(
         raise ValueError(f"Expected images of as many channels in both. Received: {channels}")
     (channels,) = channels
     usual_mean, usual_std = statistics.known(name, channels)
-    mean = usual_mean if mean is None else tuple(map(float, mean))
-    std = usual_std if std is None else tuple(map(float, std))
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        raise ValueError(
-            f"Expected mean and positive std of {channels} channels. Received: mean={mean}, "
-            f"std={std}"
-        )
+    mean = usual_mean if mean is None else _by_channel("mean", mean, number(), channels)
+    std = usual_std if std is None else _by_channel("std", std, number(above=0), channels)
     dataset = Dataset(
         name=name or "own data",
         settings=settings,
@@ -183,6 +198,13 @@ def from_files(
         splits=("test",),
         open_split=lambda split: (source, ()),
     )
+
+
+def _by_channel(name: str, values, kind: Kind, channels: int) -> tuple[float, ...]:
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    text = f"{channels} values, each {kind.expected}"
+    expect(name, values, several(kind, text, length=channels))
+    return tuple(map(float, values))
 
 
 def _preparation(settings: Settings, channels: int, mean, std) -> Preparation:

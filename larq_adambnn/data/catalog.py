@@ -43,11 +43,11 @@ def describe(name: str, data_dir: str = "") -> Description:
     Raises:
         UsageError: there is no such data set.
     """
-    directory = _directory(data_dir)
     if name == "idx":
+        directory = _directory(data_dir)
         return Description(idx.class_names(directory), 1, *idx.statistics(directory))
     if name == "image_folder":
-        class_names, channels = folder.class_names(directory), 3
+        class_names, channels = folder.class_names(_directory(data_dir)), 3
     else:
         class_names, channels = records.describe(records.split_name(name)[0], data_dir)
     return Description(class_names, channels, *statistics.known(name, channels))
@@ -110,4 +110,6 @@ def class_changes(before: Sequence[str], now: Sequence[str]) -> str:
 
 
 def _directory(data_dir: str) -> pathlib.Path:
+    if not data_dir:
+        raise UsageError("data_dir: expected the directory of the images; received none")
     return pathlib.Path(data_dir).expanduser()

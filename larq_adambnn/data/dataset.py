@@ -1,5 +1,6 @@
 """Training streams and evaluation batches of any source."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.arguments import expect, optional, several, whole
 from larq_adambnn.data import mixing
 from larq_adambnn.data.preparation import Preparation
 from larq_adambnn.data.settings import Settings
@@ -16,12 +18,13 @@ from larq_adambnn.data.sources import Problem, Source
 from larq_adambnn.errors import SplitError, UsageError
 from larq_adambnn.machine import cores
 
-__all__ = ["Dataset", "bad_example", "take"]
+__all__ = ["Dataset", "bad_example", "explained", "take"]
 
 _AHEAD = 2  # batches that are ready before they are asked for
 _EXAMPLES = 64  # that are read at a time
 _NOTHING = -1  # the key and the index of what pads a batch
 _MARK = "bad example: "
+_SHARD = several(whole(0), "(index, count), two whole numbers", length=2)
 
 
 def _once(method):
@@ -133,6 +136,8 @@ class Dataset:
             shard: (index, count): gives only the index-th of `count` equal parts of every
                 batch, and reads only that.
         """
+        expect("first_iteration", first_iteration, whole(0))
+        expect("shard", shard, _SHARD)
         self.check_batch()
         settings, source = self.settings, self.train_source
         iterations = self.iterations_per_epoch
@@ -198,13 +203,18 @@ class Dataset:
 
         Returns:
             float32 (count, H, W, C) and int64 (count,).
+
+        Raises:
+            UsageError: there is no such split, or an example of it cannot be used.
         """
+        expect("count", count, whole(1))
         return take(self.evaluation(split, batch_size=min(count, _EXAMPLES)), count)
 
     @_once
     def first_images(self, count: int) -> np.ndarray:
         """The first images of the training, (count, H, W, C), of one batch at most."""
-        images, _ = next(iter(self.train()))
+        with explained():
+            images, _ = next(iter(self.train()))
         return images[:count].numpy().copy()  # a slice would keep the whole batch
 
     @_once
@@ -223,6 +233,8 @@ class Dataset:
             batch_size: by default that of the settings.
             shard: (index, count): gives only one in `count` batches, from the index-th on.
         """
+        expect("batch_size", batch_size, optional(whole(1)))
+        expect("shard", shard, _SHARD)
         source = self.source(split)
         size = batch_size or self.settings.batch_size
         batches = -(-len(source) // size)
@@ -313,12 +325,13 @@ class Dataset:
 def take(batches: tf.data.Dataset, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first (images, labels) of some batches."""
     images, labels, missing = [], [], count
-    for batch in batches.as_numpy_iterator():
-        images.append(batch[0][:missing])
-        labels.append(batch[1][:missing])
-        missing -= len(images[-1])
-        if not missing:
-            break
+    with explained():
+        for batch in batches.as_numpy_iterator():
+            images.append(batch[0][:missing])
+            labels.append(batch[1][:missing])
+            missing -= len(images[-1])
+            if not missing:
+                break
     return np.concatenate(images), np.concatenate(labels)
 
 
@@ -326,6 +339,18 @@ def bad_example(error: Exception) -> str:
     """The line about the example that stopped a stream; "" if something else did."""
     found = re.search(rf"\[{_MARK}(.*?)\]\s+\[\[", str(error), re.DOTALL)
     return re.sub(r"\\(.)", r"\1", found[1]) if found else ""  # TensorFlow escapes \, ' and "
+
+
+@contextlib.contextmanager
+def explained():
+    """Raises UsageError with that line, where an example stops a stream."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        line = bad_example(error)
+        if not line:
+            raise
+        raise UsageError(line) from error
 
 
 def _high(seed: int, epoch: tf.Tensor | int) -> tf.Tensor:

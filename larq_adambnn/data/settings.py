@@ -1,8 +1,18 @@
 """How the images of a data set are prepared, augmented and put into batches."""
 
 import dataclasses
-import math
 
+from larq_adambnn.arguments import (
+    FLAG,
+    check_fields,
+    expect,
+    field,
+    instance,
+    number,
+    one_of,
+    optional,
+    whole,
+)
 from larq_adambnn.names import CROPS
 
 __all__ = ["Settings", "settings_of"]
@@ -32,40 +42,24 @@ class Settings:
         mixup, cutmix: Beta(a, a) parameters; 0 is off.  The teacher has to see the mixture.
 
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is not what it should be.
     """
 
-    image_size: int = 224
-    batch_size: int = 256
-    seed: int = 0
-    augment: bool = True
-    crop: str = "random_resized"
-    flip: bool = True
-    lighting: float = 0.1
-    lighting_range: int = 1
-    randaugment: int = 0
-    randaugment_magnitude: int = 9
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    image_size: int = field(224, whole(_SMALLEST_IMAGE))
+    batch_size: int = field(256, whole(1))
+    seed: int = field(0, whole(0, 2**31 - 1))
+    augment: bool = field(True, FLAG)
+    crop: str = field("random_resized", one_of(*CROPS))
+    flip: bool = field(True, FLAG)
+    lighting: float = field(0.1, number(0))
+    lighting_range: int = field(1, one_of(1, 255))
+    randaugment: int = field(0, whole(0, _OPERATIONS))
+    randaugment_magnitude: int = field(9, whole(0, _STRONGEST))
+    mixup: float = field(0.0, number(0))
+    cutmix: float = field(0.0, number(0))
 
     def __post_init__(self):
-        def expect(name, condition, expected):
-            value = getattr(self, name)
-            if not condition(value):
-                raise ValueError(f"Expected {name} to be {expected}. Received: {name}={value!r}")
-
-        def whole(low, high=math.inf):
-            return lambda value: isinstance(value, int) and low <= value <= high
-
-        expect("image_size", whole(_SMALLEST_IMAGE), f"a number of at least {_SMALLEST_IMAGE}")
-        expect("batch_size", whole(1), "a positive number")
-        expect("seed", whole(0, 2**31 - 1), "a number from 0 to 2**31 - 1")
-        expect("crop", CROPS.__contains__, f"one of {', '.join(CROPS)}")
-        expect("lighting_range", (1, 255).__contains__, "1 or 255")
-        expect("randaugment", whole(0, _OPERATIONS), f"a number from 0 to {_OPERATIONS}")
-        expect("randaugment_magnitude", whole(0, _STRONGEST), f"a number from 0 to {_STRONGEST}")
-        for name in ("lighting", "mixup", "cutmix"):
-            expect(name, lambda value: 0 <= value < math.inf, "a number of at least 0")
+        check_fields(self)
 
     @property
     def mixes(self) -> bool:
@@ -77,8 +71,9 @@ def settings_of(settings: Settings | None, changes: dict) -> Settings:
     """Settings, or the default ones, with changes by keyword.
 
     Raises:
-        ValueError: there is no such setting, or its value is out of range.
+        ValueError: there is no such setting, or its value is not what it should be.
     """
+    expect("settings", settings, optional(instance(Settings, "a data.Settings")))
     names = [field.name for field in dataclasses.fields(Settings)]
     for name in changes:
         if name not in names:

@@ -11,11 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.data import images
+from larq_adambnn.errors import UsageError
 from larq_adambnn.files import printable
 
 __all__ = ["Problem", "Source", "array_source", "dataset_source", "digest", "file_source"]
 
-_LOOKED_AT = 8  # examples of a data set
+_LOOKED_AT = 8  # images of a data set
+_LABELS = 1024  # and labels
 _COMPARED = 256  # examples that tell a tf.data.Dataset from another
 _ROUNDING = 0.01  # that a resampled image may go beyond its range
 
@@ -164,6 +166,7 @@ def dataset_source(
 
     Raises:
         ValueError: its elements are something else, or their number is unknown.
+        UsageError: one of its first labels has no class.
     """
     spec = dataset.element_spec
     image = spec[0] if isinstance(spec, tuple) and len(spec) == 2 else None
@@ -191,13 +194,15 @@ def dataset_source(
         found = {"examples": size, "form": f"{image.dtype.name} {image.shape}"}
         return {**found, "first examples": first} if first == again else found
 
+    stream = dataset.map(lambda image, label: (image, tf.cast(label, tf.int64)))
+    _check_labels(stream, class_names, name)
     return Source(
         size=size,
         class_names=class_names,
         channels=channels,
         lookup=None,
         name=lambda index: f"{name} example {index}",
-        stream=dataset.map(lambda image, label: (image, tf.cast(label, tf.int64))),
+        stream=stream,
         shuffle=shuffle,
         fingerprint=fingerprint,
     )
@@ -221,4 +226,16 @@ def _check_range(dataset: tf.data.Dataset, spec: tf.TensorSpec) -> None:
             raise ValueError(
                 f"Expected float32 pixels on 0..1 (divide by 255, or give uint8). Received: "
                 f"{low:g} to {high:g}"
+            )
+
+
+def _check_labels(stream: tf.data.Dataset, class_names: tuple[str, ...], name: str) -> None:
+    """Raises UsageError if one of the first labels has no class; reading meets the others."""
+    labels = stream.take(_LABELS).map(lambda image, label: label).batch(_LABELS)
+    for found in labels.as_numpy_iterator():
+        (wrong,) = np.nonzero((found < 0) | (found >= len(class_names)))
+        if len(wrong):
+            raise UsageError(
+                f"{name} example {wrong[0]} has label {found[wrong[0]]}; expected 0 to "
+                f"{len(class_names) - 1}"
             )

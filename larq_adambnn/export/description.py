@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from typing import Literal
 
 import dacite
 import numpy as np
 
+from larq_adambnn.arguments import PATH, expect, instance
 from larq_adambnn.data import Preparation
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export.check import Check
@@ -201,12 +203,14 @@ def _layers(result: dict) -> list[dict]:
     return list(result["binary_convolutions"]["layers"].values())
 
 
-def read(path: pathlib.Path) -> Description:
+def read(path: str | os.PathLike) -> Description:
     """Reads an export.json.
 
     Raises:
         UsageError: the file cannot be read, or holds something else.
     """
+    expect("path", path, PATH)
+    path = pathlib.Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -219,17 +223,21 @@ def read(path: pathlib.Path) -> Description:
         raise UsageError(f"{path}: expected what an export wrote: {reason}") from error
 
 
-def info_path(tflite: pathlib.Path) -> pathlib.Path:
+def info_path(tflite: str | os.PathLike) -> pathlib.Path:
     """Where the JSON file of a model*.tflite is written."""
+    tflite = pathlib.Path(tflite)
     return tflite.with_name(tflite.name.replace("model", "export")).with_suffix(".json")
 
 
-def find(path: pathlib.Path, tflite: bytes) -> Description:
+def find(path: str | os.PathLike, tflite: bytes) -> Description:
     """What was written beside a .tflite when it was exported; the files may have been renamed.
 
     Raises:
         UsageError: no .json beside it is about this file, or that one is damaged.
     """
+    expect("path", path, PATH)
+    expect("tflite", tflite, instance(bytes, "the bytes of a file"))
+    path = pathlib.Path(path)
     digest = hashlib.sha256(tflite).hexdigest()
     for candidate in sorted(path.parent.glob("*.json")):
         try:

@@ -9,6 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.arguments import (
+    FLAG,
+    TEXT,
+    Kind,
+    array,
+    either,
+    expect,
+    instance,
+    one_of,
+    optional,
+    several,
+    whole,
+)
 from larq_adambnn.data import Preparation
 from larq_adambnn.export import int8 as eight_bits
 from larq_adambnn.export.check import Check, check
@@ -107,13 +120,28 @@ def export(
 
     Raises:
         ImportError: larq-compute-engine is not installed.
-        ValueError: the model cannot be converted, or not all of it.
+        ValueError: an argument is not what it should be, or the model cannot be converted, or
+            not all of it.
     """
     start = time.perf_counter()
-    if io_type not in IO_TYPES or (io_type == "int8" and not int8):
+    expect("model", model, instance(tf.keras.Model, "a Keras model"))
+    expect("images", images, _images_of(model))
+    expect("calibration", calibration, optional(_images_of(model)))
+    images = np.asarray(images, np.float32)
+    if labels is not None:
+        labels = np.asarray(labels)
+        expect("labels", labels, _labels_of(len(images)))
+    expect("int8", int8, FLAG)
+    expect("allow_float_fallback", allow_float_fallback, FLAG)
+    expect("fine_tuning", fine_tuning, optional(instance(FineTuning, "an export.FineTuning")))
+    expect("preparation", preparation, optional(instance(Preparation, "a data.Preparation")))
+    expect("processes", processes, whole(1))
+    expect("class_names", class_names, _names_of(model))
+    expect("io_type", io_type, one_of(*IO_TYPES))
+    if io_type == "int8" and not int8:
         raise ValueError(
-            f'Expected io_type="float", or "int8" with int8=True. Received: {io_type!r}, '
-            f"int8={int8}"
+            'Expected io_type="float", or "int8" with int8=True. Received: '
+            f"io_type={io_type!r}, int8={int8}"
         )
     folding = fold(model)
     real = None
@@ -148,6 +176,31 @@ def export(
         calibrated_on=calibrated_on if int8 else None,
     )
     return Exported(tflite, report, description)
+
+
+def _images_of(model: tf.keras.Model) -> Kind:
+    """Images that a model takes."""
+    batch, shape = array("(B, H, W, C)"), getattr(model, "input_shape", None)
+    known = tf.TensorShape(shape if isinstance(shape, tuple) else None)
+    return Kind(
+        f"{batch.expected}, each {tuple(known)[1:]}" if known.rank else batch.expected,
+        lambda images: batch.fits(images) and known.is_compatible_with(images.shape),
+    )
+
+
+def _names_of(model: tf.keras.Model) -> Kind:
+    """The names of a model's classes, or none."""
+    shape = getattr(model, "output_shape", None)
+    count = shape[-1] if isinstance(shape, tuple) else None  # a list of several outputs
+    known = several(TEXT, f"{count or ''} names".strip(), length=count)
+    return either(known, Kind("empty", lambda names: names in ((), [])))
+
+
+def _labels_of(images: int) -> Kind:
+    return Kind(
+        f"{images} integers, one an image",
+        lambda labels: labels.shape == (images,) and labels.dtype.kind in "iu",
+    )
 
 
 def _fields(record) -> dict:

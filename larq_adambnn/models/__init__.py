@@ -4,6 +4,8 @@ import inspect
 
 import tensorflow as tf
 
+from larq_adambnn.arguments import FLAG, expect, one_of
+from larq_adambnn.models.common import check_arguments
 from larq_adambnn.models.complexity import Complexity, complexity, summary
 from larq_adambnn.models.reactnet import reactnet18, reactnet_a
 from larq_adambnn.models.resnet import resnet34
@@ -30,11 +32,9 @@ def options(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: no such network.
     """
+    expect("name", name, one_of(*_NETWORKS, *ZOO))
     if name in ZOO:
         return ()
-    if name not in _NETWORKS:
-        names = ", ".join([*_NETWORKS, *ZOO])
-        raise ValueError(f"Expected one of {names}. Received: name={name!r}")
     parameters = inspect.signature(_NETWORKS[name]).parameters.values()
     return tuple(
         p.name
@@ -64,6 +64,7 @@ def build(
         ValueError: no such network, or an argument it does not take.
     """
     known = options(name)
+    expect("sync_batch_norm", sync_batch_norm, FLAG)
     for option, value in chosen.items():
         if option not in known:
             raise ValueError(
@@ -71,6 +72,7 @@ def build(
                 f"Received: {option}={value!r}"
             )
     if name in ZOO:
+        check_arguments(input_shape, num_classes)
         model = zoo(name, input_shape, num_classes)
     else:
         model = _NETWORKS[name](input_shape, num_classes, **chosen)

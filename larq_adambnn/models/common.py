@@ -2,22 +2,32 @@
 
 import tensorflow as tf
 
+from larq_adambnn.arguments import Kind, expect, number, one_of, optional, several, whole
+
 __all__ = ["batch_norm", "check_arguments", "classify", "kaiming_uniform"]
 
 _SMALLEST_IMAGE = 32
+_INPUT_SHAPE = Kind(
+    f"(height, width, channels) of at least {_SMALLEST_IMAGE} x {_SMALLEST_IMAGE} x 1",
+    lambda shape: (
+        several(whole(1), "", length=3).fits(shape) and min(shape[:2]) >= _SMALLEST_IMAGE
+    ),
+)
+_OPTIONS = {"stem_stride": optional(whole(1)), "pad_values": one_of(0, 1)}
 
 
-def check_arguments(input_shape, num_classes: int, width: float) -> None:
-    """Raises ValueError unless a network can be built of these."""
-    if len(input_shape) != 3 or min(input_shape[:2]) < _SMALLEST_IMAGE or input_shape[2] < 1:
-        raise ValueError(
-            f"Expected input_shape (height, width, channels) of at least {_SMALLEST_IMAGE} x "
-            f"{_SMALLEST_IMAGE} x 1. Received: input_shape={input_shape}"
-        )
-    if num_classes < 1:
-        raise ValueError(f"Expected at least 1 class. Received: num_classes={num_classes}")
-    if not width > 0:
-        raise ValueError(f"Expected a positive width. Received: width={width}")
+def check_arguments(input_shape, num_classes: int, width: float = 1.0, **others) -> None:
+    """Raises ValueError unless a network can be built of these.
+
+    Args:
+        input_shape, num_classes, width: of every network.
+        **others: `stem_stride` and `pad_values` of those that have them.
+    """
+    expect("input_shape", input_shape, _INPUT_SHAPE)
+    expect("num_classes", num_classes, whole(1))
+    expect("width", width, number(above=0))
+    for name, value in others.items():
+        expect(name, value, _OPTIONS[name])
 
 
 def kaiming_uniform() -> tf.keras.initializers.Initializer:

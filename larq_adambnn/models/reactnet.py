@@ -68,7 +68,7 @@ def reactnet_a(
     Raises:
         ValueError: an argument is out of range.
     """
-    check_arguments(input_shape, num_classes, width)
+    check_arguments(input_shape, num_classes, width, stem_stride=stem_stride, pad_values=pad_values)
     if stem_stride is None:
         stem_stride = 2 if min(input_shape[:2]) >= _LARGE_IMAGE else 1
 
@@ -114,7 +114,7 @@ def reactnet18(
     Args, returns and raises as `reactnet_a`.  With a stem stride of 1 the max pool
     after the stem is left out too.
     """
-    check_arguments(input_shape, num_classes, width)
+    check_arguments(input_shape, num_classes, width, stem_stride=stem_stride, pad_values=pad_values)
     if stem_stride is None:
         stem_stride = 2 if min(input_shape[:2]) >= _LARGE_IMAGE else 1
 

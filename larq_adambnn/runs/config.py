@@ -676,10 +676,16 @@ def _read(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
         near = difflib.get_close_matches(error.flagname, _fields(), 1)
         hint = f" (--{near[0]}?)" if near else ""
         raise UsageError(
-            f"--{error.flagname}: expected a flag that --help shows{hint}; received another"
+            f"--{error.flagname}: expected a flag that --help shows{hint}; received "
+            f"{error.flagvalue!r}"
         ) from None
-    except (flags.Error, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())) from None
+    except flags.Error:  # only the last argument can lack its value
+        flag = f"--{arguments[-1].lstrip('-')}"
+        raise UsageError(f"{flag}: expected a value, {flag}=VALUE; received none") from None
+    except ValueError as error:  # --noFLAG=VALUE
+        argument = str(error).split()[0]
+        name = argument.partition("=")[0]
+        raise UsageError(f"{name}: expected it without a value; received {argument!r}") from None
 
 
 def parse(arguments: list[str]) -> Config | str:

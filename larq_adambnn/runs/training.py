@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from larq_adambnn import callbacks, distillation, layers, losses, optimizers
 from larq_adambnn.data import Dataset
+from larq_adambnn.data.dataset import explained
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import replace_file
 from larq_adambnn.runs import datasets, exporting, recording, report, strategies, teachers
@@ -207,7 +208,8 @@ def _recipe(config: Config, run: Run, epochs: tuple[int, ...]) -> list[tf.keras.
 def _explained(checkpoint: Checkpoint):
     """Turns what can stop a training into one line that says what to do."""
     try:
-        yield
+        with explained():
+            yield
     except tf.errors.InvalidArgumentError as error:
         if "loss is not finite" not in str(error):
             raise

@@ -96,26 +96,6 @@ def test_weight_decay_schedule_sets_each_epoch():
     assert history["weight_decay"] == [5e-6, 5e-6, 0.0, -1e-4]
 
 
-def test_weight_decay_schedule_reaches_the_traced_step_of_keras_adamw():
-    """AdamW's decay is a plain number in the traced function."""
-    model = compiled(tf.keras.optimizers.AdamW(0.1, weight_decay=0.5))
-    model.trainable = False
-    model.get_layer("classifier").trainable = True
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tf.keras.optimizers.AdamW(0.0, weight_decay=0.5), loss)
-    sizes = []
-
-    class Size(tf.keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.model.optimizer.learning_rate.assign(0.1)
-
-        def on_epoch_end(self, epoch, logs=None):
-            sizes.append(float(self.model.optimizer.weight_decay))
-
-    fit(model, [callbacks.WeightDecaySchedule({0: 0.5, 1: 0.25}), Size()], 2)
-    assert sizes == [0.5, 0.25]
-
-
 def test_switch_changes_the_form_resets_the_optimizer_and_keeps_the_weights():
     model = compiled(optimizers.Adam(0.01))
     weights = {}
@@ -137,33 +117,6 @@ def test_switch_changes_the_form_resets_the_optimizer_and_keeps_the_weights():
     assert [s["form"] for s in seen] == [(True, False)] * 2 * STEPS + [(True, True)] * 2 * STEPS
     assert [s["iterations"] for s in seen] == [*range(2 * STEPS), *range(2 * STEPS)]
     assert {round(s["rate"], 6) for s in seen} == {0.01}
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        lambda: optimizers.SGD(0.01),
-        lambda: tf.keras.optimizers.Adagrad(0.01, initial_accumulator_value=0.1),
-        lambda: tf.keras.optimizers.legacy.Adam(0.01),
-    ],
-    ids=["sgd", "adagrad", "legacy"],
-)
-def test_switch_resets_any_keras_optimizer(optimizer):
-    model = compiled(optimizer())
-    initial = []
-
-    class Watch(tf.keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                variables = self.model.optimizer.variables
-                variables = variables() if callable(variables) else variables
-                initial.extend(v.numpy() for v in variables if v.shape.rank)
-
-    seen, _ = fit(model, [callbacks.TwoStepSwitch(1), Watch()], 2)
-    start = 0.1 if isinstance(model.optimizer, tf.keras.optimizers.Adagrad) else 0.0
-    assert initial
-    assert all(np.all(value == np.float32(start)) for value in initial)
-    assert [s["iterations"] for s in seen] == [*range(STEPS), *range(STEPS)]
 
 
 def test_switch_takes_other_orders():
@@ -192,61 +145,12 @@ def test_switch_reloads_the_best_weights(tmp_path):
         np.testing.assert_array_equal(old, new)
 
 
-class KilledError(Exception):
-    pass
-
-
-class Kill(tf.keras.callbacks.Callback):
-    """Ends a fit at a step, counted from the start of the training."""
-
-    def __init__(self, step):
-        super().__init__()
-        self.step = step
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.epoch * STEPS + batch + 1 == self.step:
-            raise KilledError
-
-
 def recipe():
     return [
         callbacks.TwoStepSwitch(2),
         callbacks.WeightDecaySchedule({0: 5e-2, 2: 0.0}),
         callbacks.LinearDecay(0.01, (2, 2)),
     ]
-
-
-@pytest.fixture(scope="module")
-def undisturbed():
-    """(initial weights, what was seen, final weights) of a training that nothing ended."""
-    tf.keras.utils.set_random_seed(1)
-    model = compiled(optimizers.Adam(0.01))
-    initial = model.get_weights()
-    seen, _ = fit(model, recipe(), 4)
-    return initial, seen, model.get_weights()
-
-
-@pytest.mark.parametrize("killed_at", [3, 8, 9, 13])
-@pytest.mark.parametrize("save_freq", ["epoch", 1])
-def test_recipe_survives_backup_and_restore(killed_at, save_freq, undisturbed, tmp_path):
-    initial, expected, final = undisturbed
-
-    def attempt(*more):
-        model = compiled(optimizers.Adam(0.01))
-        model.set_weights(initial)
-        backup = tf.keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=save_freq)
-        return model, *fit(model, [*recipe(), backup, *more], 4)
-
-    with pytest.raises(KilledError):
-        attempt(Kill(killed_at))
-    model, seen, _ = attempt()
-    assert seen == expected[-len(seen) :]
-    if save_freq == "epoch":  # then the resumed epochs saw the same batches
-        for a, b in zip(model.get_weights(), final, strict=True):
-            np.testing.assert_array_equal(a, b)
 
 
 def test_each_step_is_traced_once(monkeypatch):
@@ -332,14 +236,6 @@ def test_averaged_weights_are_evaluated_and_training_goes_on_with_the_others():
 def test_wrong_arguments_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
-
-
-def test_weight_decay_schedule_needs_an_optimizer_with_the_attribute():
-    class Plain(tf.keras.optimizers.legacy.SGD):
-        pass
-
-    with pytest.raises(ValueError, match="weight_decay"):
-        fit(compiled(Plain(0.1)), [callbacks.WeightDecaySchedule({0: 0.0})], 1)
 
 
 def test_linear_decay_needs_a_rate_that_it_can_set():

@@ -11,7 +11,7 @@ from photographs import NAMES, crops, encoded, write_folder
 from tensorflow.python.framework.config import disable_op_determinism
 
 from larq_adambnn import data
-from larq_adambnn.data import augmentation
+from larq_adambnn.data import augmentation, sources
 from larq_adambnn.data.sources import array_source
 from larq_adambnn.errors import UsageError
 
@@ -163,7 +163,7 @@ def test_a_shard_reads_only_its_part():
 
 @pytest.mark.parametrize("shard", [(0, 3), (2, 2), (-1, 2)])
 def test_impossible_shards(folder, shard):
-    with pytest.raises(ValueError, match="Expected a shard"):
+    with pytest.raises(ValueError, match=r"Expected (a shard|shard to be)"):
         load(folder).train(shard=shard)
 
 
@@ -339,7 +339,7 @@ def own(count=20, kind="uint8", labels=None):
 
 def from_own(train, **changes):
     options = {**SETTINGS, "shuffle": 8, "crop": "padded", **changes}
-    return data.from_datasets(train, own(7), "abc", **options)
+    return data.from_datasets(train, own(7), tuple("abc"), **options)
 
 
 def test_own_datasets_of_all_kinds_are_the_same():
@@ -387,7 +387,9 @@ def test_own_datasets_are_shuffled_each_epoch_in_another_way():
     np.testing.assert_array_equal(*kept)
 
 
-def test_labels_of_own_datasets_out_of_range_stop():
+def test_labels_of_own_datasets_out_of_range_stop(monkeypatch):
+    """Those behind the first, which are looked at before."""
+    monkeypatch.setattr(sources, "_LABELS", 8)
     for bad in (3, -1):
         labels = np.arange(20) % 3
         labels[13] = bad
@@ -405,7 +407,7 @@ def test_own_pixels_of_another_range(scale):
 def test_own_mean_and_deviation():
     preparation = from_own(own(), mean=np.full(3, 0.25), std=[0.5] * 3).preparation
     assert (preparation.mean, preparation.std) == ((0.25,) * 3, (0.5,) * 3)
-    with pytest.raises(ValueError, match="positive std of 3 channels"):
+    with pytest.raises(ValueError, match="std to be 3 values, each a finite number above 0"):
         from_own(own(), std=[0.0] * 3)
 
 

@@ -122,7 +122,7 @@ def test_zoo_networks_give_logits_and_switch(name):
 
 
 def test_unknown_network_is_refused():
-    with pytest.raises(ValueError, match="Expected one of reactnet_a"):
+    with pytest.raises(ValueError, match="Expected name to be one of reactnet_a"):
         models.build("lenet", input_shape=(32, 32, 3), num_classes=10)
 
 

@@ -227,8 +227,16 @@ def test_a_flagfile_that_is_no_text_is_refused_with_its_name(tmp_path, monkeypat
 
 
 def test_an_unknown_flag_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match=r"^--epoch: expected a flag .*--epochs\?"):
+    with pytest.raises(UsageError, match=r"^--epoch: expected a flag .*--epochs\?.*'--epoch=3'$"):
         parse(["--epoch=3"])
+
+
+def test_a_flag_with_a_value_too_few_or_too_many():
+    for argument in ("--mode", "-mode"):
+        with pytest.raises(UsageError, match=r"^--mode: expected a value, .*; received none$"):
+            parse(["--epochs=3", argument])
+    with pytest.raises(UsageError, match=r"^--noflip: .* without a value; received '--noflip=no'$"):
+        parse(["--noflip=no"])
 
 
 def test_later_flags_win_over_flagfiles(tmp_path):
