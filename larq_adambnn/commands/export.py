@@ -9,7 +9,14 @@ from larq_adambnn.runs.directory import Run, locked
 __all__ = ["main"]
 
 # Settings of this command, which the run was not made with
-_OWN = ("int8", "io_type", "int8_epochs", "check_images", "allow_float_fallback")
+_OWN = (
+    "int8",
+    "io_type",
+    "int8_epochs",
+    "check_images",
+    "allow_float_fallback",
+    "device_profile",
+)
 
 
 def main(config: Config) -> None:

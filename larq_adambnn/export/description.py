@@ -14,7 +14,9 @@ from larq_adambnn.arguments import PATH, expect, instance
 from larq_adambnn.data import Preparation
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export.check import Check
+from larq_adambnn.export.device_times import Estimate, table
 from larq_adambnn.export.interpreter import load
+from larq_adambnn.models import Complexity
 
 __all__ = [
     "Accuracy",
@@ -164,6 +166,8 @@ class Description:
         calibrated_on: of an int8 file, the images of its ranges.
         step: of a run's network, the step whose end it is.
         weights_sha256: of the file with that network's weights.
+        complexity: the work of one image.
+        estimates: of the time on devices.
     """
 
     file: str
@@ -185,6 +189,8 @@ class Description:
     calibrated_on: str | None = None
     step: int | None = None
     weights_sha256: str | None = None
+    complexity: Complexity | None = None
+    estimates: list[Estimate] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> str:
         """The text of export.json; what does not apply is left out."""
@@ -330,4 +336,8 @@ def describe(export: Description) -> list[str]:
             for kind, row in export.operators.items()
         ),
     ]
+    if export.complexity is not None:
+        lines += ["", str(export.complexity)]
+    if export.estimates:
+        lines += ["", *table(export.estimates)]
     return lines

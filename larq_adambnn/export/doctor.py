@@ -20,6 +20,7 @@ __all__ = [
     "bits",
     "converted",
     "diagnose",
+    "macs",
     "pack",
     "packed_signs",
 ]
@@ -241,20 +242,23 @@ def _summary(graph: Graph) -> dict[str, dict[str, int]]:
         )
         row["count"] += 1
         row["weight_bytes"] += graph.weight_bytes(operator)
-        if operator.kind == "LceBconv2d":
-            row["binary_macs"] += _macs(graph, operator, operator.options["channels_in"])
-        elif operator.kind in _REAL:
-            row["real_macs"] += _macs(graph, operator, None)
+        binary, real = macs(graph, operator)
+        row["binary_macs"] += binary
+        row["real_macs"] += real
     return dict(sorted(summary.items(), key=lambda item: -item[1]["count"]))
 
 
-def _macs(graph: Graph, operator: Operator, channels: int | None) -> int:
-    """Multiply-accumulates: the weights, each used once for every output pixel."""
+def macs(graph: Graph, operator: Operator) -> tuple[int, int]:
+    """Binary and real multiply-accumulates: the weights, each used once for every output pixel."""
+    binary = operator.kind == "LceBconv2d"
+    if not binary and operator.kind not in _REAL:
+        return 0, 0
     weights = graph.shape(operator.inputs[1])
-    if channels is not None:
-        weights = (*weights[:-1], channels)
+    if binary:
+        weights = (*weights[:-1], operator.options["channels_in"])
     if operator.kind == "TRANSPOSE_CONV":
         pixels = graph.shape(operator.inputs[2])[1:3]
     else:
         pixels = graph.shape(operator.outputs[0])[1:-1]
-    return int(np.prod(weights, dtype=np.int64) * np.prod(pixels, dtype=np.int64))
+    count = int(np.prod(weights, dtype=np.int64) * np.prod(pixels, dtype=np.int64))
+    return (count, 0) if binary else (0, count)

@@ -37,8 +37,10 @@ from larq_adambnn.export.description import (
     Preprocessing,
     signature,
 )
+from larq_adambnn.export.device_times import Device, complexity, estimates, work
 from larq_adambnn.export.doctor import Diagnosis, diagnose
 from larq_adambnn.export.fold import Folding, fold
+from larq_adambnn.export.tflite import Graph
 from larq_adambnn.names import IO_TYPES
 
 __all__ = ["Exported", "FineTuning", "export", "is_installed"]
@@ -97,6 +99,7 @@ def export(
     of: int | None = None,
     calibrated_on: str = "given images",
     processes: int = 1,
+    devices: Sequence[Device] = (),
 ) -> Exported:
     """Converts a model to TFLite for 64-bit ARM, compares the two, and describes the result.
 
@@ -117,6 +120,7 @@ def export(
         on, of: what the images are, and of how many they are the first, for the description.
         calibrated_on: what the calibration images are, for the description.
         processes: see `interpreter.predictions`.
+        devices: to estimate the time on; by default those with published times.
 
     Raises:
         ImportError: larq-compute-engine is not installed.
@@ -157,6 +161,7 @@ def export(
     if not allow_float_fallback:
         _refuse_float(diagnosis, model)
     report = check(model, tflite, images, labels, quantized=int8, processes=processes)
+    sums = work(Graph(tflite))
     description = Description(
         file=file,
         sha256=hashlib.sha256(tflite).hexdigest(),
@@ -171,6 +176,8 @@ def export(
         folded=_folded(folding),
         check=Checked(**_fields(report), on=on, of=of),
         accuracy=Accuracy(report.keras_accuracy, report.tflite_accuracy),
+        complexity=complexity(sums),
+        estimates=estimates(sums, devices),
         seconds=round(time.perf_counter() - start, 1),
         stays_float32=real,
         calibrated_on=calibrated_on if int8 else None,

@@ -81,7 +81,7 @@ class Config:
     run: str = _task("", "Run directory to evaluate, export or inspect.", defines_run=False)
     tflite: str = _task(
         "",
-        "A .tflite file to evaluate, to predict with or to time, instead of a run.",
+        "A .tflite file to evaluate, predict with, time or sum up, instead of a run or a network.",
         defines_run=False,
     )
     images: tuple[str, ...] = _task(
@@ -97,7 +97,7 @@ class Config:
     benchmark: str = _task(
         "data",
         "What --mode=benchmark measures.",
-        choices=("data", "train", "tflite"),
+        choices=("data", "train", "tflite", "device_times"),
         defines_run=False,
     )
     source: str = _task("", "PyTorch checkpoint (.pth) to import.")
@@ -286,6 +286,12 @@ class Config:
         lower=0,
         defines_run=False,
     )
+    device_profile: str = _export(
+        "",
+        "What LCE's benchmark tool printed with --enable_op_profiling=true on a board, beside the "
+        ".tflite that it timed: times are estimated for that board (export and summary).",
+        defines_run=False,
+    )
     int8: bool = _export(False, "Export what stays real in 8 bits.", defines_run=False)
     io_type: str = _export(
         "float",
@@ -468,6 +474,15 @@ def check(config: Config) -> Config:
     _require(
         mode == "export" or not config.int8,
         f"--int8: only --mode=export takes it; received it with --mode={mode}",
+    )
+    _require(
+        not config.device_profile or (mode in ("export", "summary")),
+        f"--device_profile: only --mode=export and summary take it; received it with --mode={mode}",
+    )
+    _require(
+        not config.device_profile or os.path.isfile(config.device_profile),
+        f"--device_profile: expected a file; received {config.device_profile!r}, which does not "
+        "exist",
     )
     if config.run:
         _check_run(config.run, "run")

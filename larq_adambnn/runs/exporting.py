@@ -1,6 +1,7 @@
 """The .tflite of a run, and what is known about it."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 
@@ -9,13 +10,15 @@ from larq_adambnn.data import Dataset
 from larq_adambnn.data.dataset import take
 from larq_adambnn.errors import SplitError, UsageError
 from larq_adambnn.export.description import Description, info_path, read
+from larq_adambnn.export.device_profile import read_device
+from larq_adambnn.export.device_times import Device
 from larq_adambnn.files import replace_file, sha256
 from larq_adambnn.machine import cores
 from larq_adambnn.runs import datasets, provenance, students
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
 
-__all__ = ["check_installed", "export_run", "is_current"]
+__all__ = ["check_installed", "devices", "export_run", "is_current"]
 
 # Images of the check by default: LCE's interpreter takes 10 to 500 ms for one here
 _SMALL_IMAGE, _SMALL_COUNT, _LARGE_COUNT = 64, 1000, 100
@@ -29,6 +32,20 @@ def check_installed() -> None:
             "export needs larq-compute-engine, which is not installed; expected it after: "
             "pip install larq-compute-engine==0.16.0 (Linux x86-64, macOS), or --noexport"
         )
+
+
+def devices(config: Config, tflite: pathlib.Path | None = None) -> list[Device]:
+    """The board of --device_profile, or none.
+
+    Args:
+        config: with the flag.
+        tflite: what was timed, if that is not beside the profile.
+
+    Raises:
+        UsageError: as `read_device`.
+    """
+    path = config.device_profile
+    return [read_device(pathlib.Path(path), tflite)] if path else []
 
 
 def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Description:
@@ -49,11 +66,12 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
         UsageError: there is no trained network, none of it is binary, or a part of it was
             not converted (and that is not allowed).
     """
+    path = run.directory / ("model_int8.tflite" if config.int8 else "model.tflite")
+    boards = devices(config, path)
     note = ""
     if dataset is None:
         dataset, note = _open(run, config)
     student = students.load_student(run, config, dataset)
-    path = run.directory / ("model_int8.tflite" if config.int8 else "model.tflite")
     images, labels = _check_images(config, dataset, note)
     try:
         exported = export.export(
@@ -73,6 +91,7 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
             of=None if note else len(dataset.source()),
             calibrated_on="random images" if note else "training images",
             processes=cores(),
+            devices=boards,
         )
     except ValueError as error:
         reason = str(error).replace("allow_float_fallback", "--allow_float_fallback")

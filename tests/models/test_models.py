@@ -25,9 +25,10 @@ def test_reactnet_a_has_the_published_parameters_and_operations(capsys):
     assert f"{work.bops:.2e}" == "4.82e+09"
     assert f"{work.flops / 1e8:.2f}" == "0.12"
     assert f"{work.ops / 1e8:.2f}" == "0.87"
+    assert f"{work.ace / 1e9:.1f}" == "7.9"  # PokeBNN, table 1
     models.summary(model)
     out = capsys.readouterr().out
-    assert "BOPs 4.82e+09   FLOPs 1.19e+07   OPs 8.71e+07" in out
+    assert "BOPs 4.82e+09   FLOPs 1.19e+07   OPs 8.71e+07   ACE 7.85e+09" in out
     assert "29.3 M" in out
 
 
@@ -38,6 +39,8 @@ def test_complexity_follows_the_switch():
     assert binary.bops > 0
     assert real.bops == 0
     assert real.flops == binary.bops + binary.flops
+    assert binary.ace == binary.bops + 16 * 16 * binary.flops
+    assert real.ace == 16 * binary.bops + 16 * 16 * binary.flops  # activations of 1 bit
 
 
 def test_reactnet18_has_resnet18_parameters():
