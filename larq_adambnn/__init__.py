@@ -14,6 +14,7 @@ __version__ = "1.0.0"
 
 _SUBMODULES = (
     "analysis",
+    "backbone",
     "callbacks",
     "checkpoints",
     "data",

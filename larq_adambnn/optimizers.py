@@ -1,6 +1,8 @@
 """PyTorch's optimizers with the published code's weight decay, as Keras optimizers."""
 
-from collections.abc import Callable, Sequence
+import math
+import types
+from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
@@ -82,7 +84,7 @@ def reset(optimizer, variables: Sequence[tf.Variable]) -> None:
 
 def settings(optimizer) -> dict:
     """What the `from_config` of an optimizer's class takes, in Python's own types."""
-    return optimizer.settings() if isinstance(optimizer, _WeightDecay) else optimizer.get_config()
+    return optimizer.settings() if isinstance(optimizer, _Groups) else optimizer.get_config()
 
 
 def _variables(optimizer) -> list[tf.Variable]:
@@ -94,12 +96,13 @@ _RATE = either(
 )
 
 
-class _WeightDecay:
-    """Adds a settable `weight_decay` to a Keras optimizer, for selected variables.
+class _Groups:
+    """Adds a settable `weight_decay` of selected variables, and learning rates of their own.
 
     Coupled decay (PyTorch's `weight_decay`) adds ``weight_decay * w`` to the gradient
     before anything else; decoupled decay (AdamW) subtracts
-    ``learning_rate * weight_decay * w`` from the weight.
+    ``learning_rate * weight_decay * w`` from the weight.  The learning rate is that of the
+    variable, as in PyTorch's parameter groups.
     """
 
     @staticmethod
@@ -108,12 +111,25 @@ class _WeightDecay:
         expect("weight_decay", weight_decay, number())
         expect("decays", decays, function)
 
-    def _set_up_decay(self, weight_decay, decoupled, decays):
+    def _set_up(self, weight_decay, decoupled, decays, rates):
         self.weight_decay = tf.Variable(
             weight_decay, dtype=tf.keras.backend.floatx(), trainable=False, name="weight_decay"
         )
         self.decoupled = decoupled
         self.decays = decays
+        rates = dict(rates or {})
+        if not all(0 <= rate < math.inf for rate in rates.values()):
+            raise ValueError(f"Expected finite rates of at least 0. Received: rates={rates}")
+        self.rates = types.MappingProxyType(rates)  # a dict would be tracked and saved
+
+    def _rate(self, variable) -> float:
+        """How many times the learning rate a variable has: by the longest beginning that fits."""
+        fitting = [beginning for beginning in self.rates if variable.name.startswith(beginning)]
+        return self.rates[max(fitting, key=len)] if fitting else 1.0
+
+    def _learning_rate_of(self, variable, dtype) -> tf.Tensor:
+        learning_rate, rate = self._shared(dtype)["learning_rate"], self._rate(variable)
+        return learning_rate if rate == 1 else rate * learning_rate
 
     def _apply_weight_decay(self, variables):
         """Keras's own decay, which would come on top."""
@@ -147,7 +163,8 @@ class _WeightDecay:
         decay = shared["weight_decay"] * variable
         if not self.decoupled:
             return gradient + decay
-        with tf.control_dependencies([variable.assign_sub(shared["learning_rate"] * decay)]):
+        decay *= self._learning_rate_of(variable, gradient.dtype)
+        with tf.control_dependencies([variable.assign_sub(decay)]):
             return tf.identity(gradient)
 
     def settings(self) -> dict:
@@ -155,6 +172,8 @@ class _WeightDecay:
         config = super().get_config()
         for name in ("adaptive_epsilon", "jit_compile"):
             config.pop(name, None)
+        if self.rates:
+            config["rates"] = dict(self.rates)
         return {
             **config,
             "weight_decay": float(self.weight_decay.numpy()),
@@ -198,7 +217,7 @@ def _named(name: str, custom_objects: dict | None) -> Callable:
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
-class Adam(_WeightDecay, tf.keras.optimizers.Adam):
+class Adam(_Groups, tf.keras.optimizers.Adam):
     """Adam with torch.optim.Adam's arithmetic: epsilon after the bias-corrected root.
 
     Args:
@@ -209,6 +228,10 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
         decoupled: decay the weights as torch.optim.AdamW does instead of adding the
             decay to the gradient.
         decays: which variables decay; the published rule by default.
+        rates: learning rates as multiples of `learning_rate`, by how a variable's name begins;
+            the longest beginning counts.  ``{"": 0.1, "classifier/": 1.0}`` trains all but
+            the layer `classifier` at a tenth; `backbone.rates` makes such a one.  The weight
+            decay stays as it is.
         **kwargs: clipping, EMA and other options of Keras optimizers.
 
     Raises:
@@ -226,6 +249,7 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
         amsgrad: bool = False,
         decoupled: bool = False,
         decays: Callable[[tf.Variable], bool] = published_decay,
+        rates: Mapping[str, float] | None = None,
         name: str = "Adam",
         **kwargs,
     ):
@@ -246,7 +270,7 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
             jit_compile=False,
             **kwargs,
         )
-        self._set_up_decay(weight_decay, decoupled, decays)
+        self._set_up(weight_decay, decoupled, decays, rates)
 
     def _scalars(self, dtype):
         iteration = tf.cast(self.iterations + 1, dtype)
@@ -277,7 +301,7 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
             **slots,
             beta1_power=shared["beta_1_power"],
             beta2_power=shared["beta_2_power"],
-            lr=shared["learning_rate"],
+            lr=self._learning_rate_of(variable, gradient.dtype),
             beta1=shared["beta_1"],
             beta2=shared["beta_2"],
             epsilon=shared["epsilon"],
@@ -289,14 +313,14 @@ class Adam(_WeightDecay, tf.keras.optimizers.Adam):
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
-class SGD(_WeightDecay, tf.keras.optimizers.SGD):
+class SGD(_Groups, tf.keras.optimizers.SGD):
     """SGD with torch.optim.SGD's momentum: ``v = momentum * v + g``, ``w -= lr * v``.
 
     Args:
         learning_rate: float or a Keras schedule.
         weight_decay: as in `Adam`, coupled.
         momentum: 0.9 as the paper's SGD has it.
-        decays: as in `Adam`.
+        decays, rates: as in `Adam`.
         **kwargs: clipping, EMA and other options of Keras optimizers.
 
     Raises:
@@ -310,6 +334,7 @@ class SGD(_WeightDecay, tf.keras.optimizers.SGD):
         *,
         momentum: float = 0.9,
         decays: Callable[[tf.Variable], bool] = published_decay,
+        rates: Mapping[str, float] | None = None,
         name: str = "SGD",
         **kwargs,
     ):
@@ -320,11 +345,11 @@ class SGD(_WeightDecay, tf.keras.optimizers.SGD):
         super().__init__(
             learning_rate=learning_rate, momentum=momentum, name=name, jit_compile=False, **kwargs
         )
-        self._set_up_decay(weight_decay, False, decays)
+        self._set_up(weight_decay, False, decays, rates)
 
     def update_step(self, gradient, variable):
         gradient = self._decayed(gradient, variable)
-        learning_rate = self._shared(gradient.dtype)["learning_rate"]
+        learning_rate = self._learning_rate_of(variable, gradient.dtype)
         if not self.momentum:
             variable.assign_sub(learning_rate * gradient)
             return
@@ -339,8 +364,10 @@ class SGD(_WeightDecay, tf.keras.optimizers.SGD):
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
-class RMSprop(_WeightDecay, tf.keras.optimizers.RMSprop):
+class RMSprop(_Groups, tf.keras.optimizers.RMSprop):
     """Keras's RMSprop with coupled weight decay; arguments as `Adam`'s and Keras's."""
+
+    _multiple = 1.0  # of the learning rate, for the variable that is being updated
 
     def __init__(
         self,
@@ -348,12 +375,25 @@ class RMSprop(_WeightDecay, tf.keras.optimizers.RMSprop):
         weight_decay: float = 0.0,
         *,
         decays: Callable[[tf.Variable], bool] = published_decay,
+        rates: Mapping[str, float] | None = None,
         name: str = "RMSprop",
         **kwargs,
     ):
         self._check(learning_rate, weight_decay, decays)
         super().__init__(learning_rate=learning_rate, name=name, jit_compile=False, **kwargs)
-        self._set_up_decay(weight_decay, False, decays)
+        self._set_up(weight_decay, False, decays, rates)
+
+    @property
+    def learning_rate(self):
+        rate = super().learning_rate
+        return rate if self._multiple == 1 else self._multiple * rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        tf.keras.optimizers.RMSprop.learning_rate.fset(self, value)
 
     def update_step(self, gradient, variable):
-        super().update_step(self._decayed(gradient, variable), variable)
+        gradient = self._decayed(gradient, variable)
+        self._multiple = self._rate(variable)
+        super().update_step(gradient, variable)
+        self._multiple = 1.0

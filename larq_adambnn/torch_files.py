@@ -20,6 +20,7 @@ _CONTAINERS += ("ema", "model_ema", "state_dict_ema")
 
 # What wrappers put before every name.  No name of the networks here begins so.
 _WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "backbone.")
+_COUNTER = "n_averaged"  # which torch.optim.swa_utils.AveragedModel puts beside those names
 
 # Classes and functions that scripts save beside the weights; NotATensor is read in their place.
 _BESIDE = ("argparse.Namespace", "numpy.dtype", "numpy.ndarray")
@@ -80,7 +81,11 @@ def load_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(
             f"Expected a state_dict in {path}. Received: {type(content).__name__} without one"
         )
-    arrays = {name: _array(torch, path, size, name, value) for name, value in content.items()}
+    arrays = {
+        name: _array(torch, path, size, name, value)
+        for name, value in content.items()
+        if name != _COUNTER
+    }
     return _unwrapped(arrays)
 
 

@@ -8,6 +8,7 @@ import pickle
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -186,13 +187,30 @@ def test_reads_every_form_of_file(prefix, wrapped, legacy, tmp_path):
     assert_same_bits(checkpoints.load_torch(path), arrays)
 
 
-def test_reads_parameters_and_bfloat16(tmp_path):
+def test_reads_parameters_and_half_precision(tmp_path):
     torch.save(
-        {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.full((2,), 1.5, dtype=torch.bfloat16)},
+        {
+            "a": torch.nn.Parameter(torch.ones(2)),
+            "b": torch.full((2,), 1.5, dtype=torch.bfloat16),
+            "c": torch.full((2,), 1.5, dtype=torch.float16),
+        },
         tmp_path / "a.pth",
     )
     expected = {"a": np.ones(2, np.float32), "b": np.full(2, 1.5, np.float32)}
+    expected["c"] = np.full(2, 1.5, np.float16)  # as it is; load_state_dict makes it float32
     assert_same_bits(checkpoints.load_torch(tmp_path / "a.pth"), expected)
+
+
+def test_weights_in_half_precision_come_out_as_float32():
+    model = models.reactnet18((32, 32, 1), 10, width=WIDTH)
+    half = {
+        name: value.astype(np.float16) if value.dtype.kind == "f" else value
+        for name, value in random_state_dict(model).items()
+    }
+    received = checkpoints.to_state_dict(checkpoints.load_state_dict(model, half))
+    for name, value in half.items():
+        assert received[name].dtype == (np.float32 if value.dtype.kind == "f" else np.int64)
+        np.testing.assert_array_equal(received[name], value)
 
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(7)}
@@ -228,6 +246,20 @@ SCRIPTS = {
     },
     "a_path": {"model": WEIGHTS, "args": argparse.Namespace(output=pathlib.PosixPath("a"))},
     "a_string_under_model": {"model": "reactnet_a", "net": WEIGHTS},
+    "an_averaged_model": {
+        "model_ema": {"n_averaged": torch.tensor(9), **prefixed("module.module.")}
+    },
+    "everything_of_a_training": {
+        "model": prefixed("_orig_mod."),
+        "model_ema": {"n_averaged": torch.tensor(9), **prefixed("module.")},
+        "lr_scheduler": {"last_epoch": 3, "_step_count": 4, "milestones": Counter({30: 1})},
+        "scaler": {"scale": 65536.0, "growth_interval": 2000},
+        "rng": torch.get_rng_state(),
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "shape": torch.Size([2, 3]),
+        "args": argparse.Namespace(device=torch.device("cpu")),
+    },
     "another_optimizer": {
         "model": WEIGHTS,
         "optimizer": torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], 0.1).state_dict(),
@@ -919,7 +951,7 @@ def test_import_of_step_1(source, tmp_path, capfd, data_dir):
     [
         (["--model=reactnet_a"], "--init_from: expected a run with --model=reactnet_a"),
         (["--width=0.2"], "--init_from: expected a run with --width=0.2"),
-        (["--dataset=cifar10"], "--init_from: expected a run with 3 channels and 10 classes"),
+        (["--dataset=cifar10"], "--init_from: expected a run with --channels=3"),
         (["--init_from=/none"], "--init_from: expected a run directory"),
     ],
 )

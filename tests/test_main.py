@@ -67,7 +67,7 @@ def test_help_lists_the_flags():
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("value", ["x" * 600, "x y" * 200, "x'" * 300])
+@pytest.mark.parametrize("value", ["x" * 600, "x y" * 200, "x'" * 300, "x' y\"" * 120])
 def test_long_values_are_cut_in_messages(value, tmp_path):
     result = run("--mode=evaluate", f"--run={value}", cwd=tmp_path)
     assert result.returncode == 2

@@ -83,6 +83,46 @@ def test_is_pytorch(build, kind, options, weight_decay, dtype, tolerance):
         assert np.abs(expected[name] - start[name]).max() > 1e-3  # it has moved
 
 
+RATES = {"": 0.5, "conv": 0.1, "conv/kernel": 3.0, "fc/": 0.0}
+RATE_OF = {"conv/kernel": 3.0, "rsign/shift": 0.5, "bn/gamma": 0.5, "fc/kernel": 0.0}
+
+
+@pytest.mark.parametrize(
+    "build, kind, options",
+    [
+        (optimizers.Adam, "Adam", {}),
+        (lambda *a, **k: optimizers.Adam(*a, amsgrad=True, **k), "Adam", {"amsgrad": True}),
+        (lambda *a, **k: optimizers.Adam(*a, decoupled=True, **k), "AdamW", {}),
+        (optimizers.SGD, "SGD", {"momentum": 0.9}),
+        (lambda *a, **k: optimizers.SGD(*a, momentum=0.0, **k), "SGD", {}),
+        (optimizers.RMSprop, None, {}),
+    ],
+    ids=["adam", "amsgrad", "adamw", "momentum", "sgd", "rmsprop"],
+)
+def test_rates_are_those_of_pytorchs_groups(build, kind, options):
+    """The longest beginning counts; the decay has the same factor; after from_config too."""
+    tf.keras.backend.set_floatx("float64")
+    start, gradients = problem("float64", steps=10)
+    rates = [0.01 * (1 - step / 10) for step in range(10)]
+    optimizer = build(1.0, weight_decay=0.01, rates=RATES)
+    optimizer = type(optimizer).from_config(optimizer.get_config())
+    received = run_keras(optimizer, start, gradients, rates)
+    for name, factor in RATE_OF.items():
+        scaled = [factor * rate for rate in rates]
+        if kind is None:  # PyTorch's RMSprop is another: one optimizer a variable instead
+            expected = run_keras(build(1.0, weight_decay=0.01), start, gradients, scaled)
+        else:
+            expected = run_torch(kind, start, gradients, scaled, 0.01, **options)
+        np.testing.assert_allclose(received[name], expected[name], rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(received["fc/kernel"], start["fc/kernel"])
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
+def test_rates_that_are_none(rate):
+    with pytest.raises(ValueError, match="Expected finite rates of at least 0"):
+        optimizers.Adam(rates={"": rate})
+
+
 @pytest.mark.parametrize("network", [models.reactnet_a, models.reactnet18])
 def test_decays_what_the_published_code_decays(network):
     """Its rule, on PyTorch's names and shapes: 4-D, or "conv" in the name."""

@@ -17,7 +17,7 @@ __all__ = ["main", "run"]
 # The module in here of each mode whose name is another
 _MODULES = {"import": "import_checkpoint"}
 # A value of more than 200 characters in a message: quoted, or without a blank
-_LONG = re.compile(r"(?<!\w)(['\"])(?:(?!\1).){200,}\1(?!\w)|\S{201,}")
+_LONG = re.compile(r"(?<!\w)(['\"])(?:\\.|(?!\1)[^\\]){200,}\1(?!\w)|\S{201,}")
 # The library's messages name arguments: at the beginning, and with a value anywhere
 _NAMES = "|".join(field.name for field in dataclasses.fields(Config))
 _ARGUMENT = re.compile(rf"(?:^|(?<![-\w./])(?=\w+=))({_NAMES})(?=: |=)")

@@ -45,5 +45,6 @@ def _check_classes(config: Config, state_dict, classes: int) -> None:
     if bias is not None and bias.shape != (classes,):
         raise UsageError(
             f"--dataset: expected {bias.size} classes, as {config.source} has; {config.dataset} "
-            f"has {classes}"
+            f"has {classes} (import it with the name of its own data set; --init_from then takes "
+            "it to others)"
         )

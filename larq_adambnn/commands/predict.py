@@ -59,7 +59,9 @@ def image_files(paths: tuple[str, ...]) -> list[pathlib.Path]:
     for path in map(pathlib.Path, paths):
         found = [path]
         if path.is_dir():
-            found = sorted(f for f in path.rglob("*") if _is_image(f.relative_to(path)))
+            found = sorted(
+                f for f in path.rglob("*") if _is_image(f.relative_to(path)) and not f.is_dir()
+            )
         elif not path.is_file():
             raise UsageError(
                 f"--images: expected image files or folders; received {str(path)!r}, which does "

@@ -91,7 +91,7 @@ def load(
     expect("left_out", left_out, optional(instance(Mapping, "a dictionary")))
     settings, data_dir = settings_of(settings, changes), os.fspath(data_dir)
     left_out = left_out or {}
-    known = description or describe(name, data_dir)
+    known = description or describe(name, data_dir, settings.channels)
     others = splits(name, data_dir)
 
     @functools.cache
@@ -143,7 +143,8 @@ def from_datasets(
 
     Args:
         train, test: single (image, label) examples of known number; images are uint8 or,
-            on 0..1, float32 (H, W, C) pixels, or encoded strings, which give 3 channels.
+            on 0..1, float32 (H, W, C) pixels, or encoded strings, which give 3 channels
+            unless `channels` is 1.
         class_names: one name a label.
         name: what messages call it; a name known to TFDS also gives its mean and deviation.
         shuffle: training examples that are shuffled at a time, each epoch in another way;
@@ -169,7 +170,7 @@ def from_datasets(
     channels = {source.channels for source in sources.values()}
     if len(channels) > 1:
         raise ValueError(f"Expected images of as many channels in both. Received: {channels}")
-    (channels,) = channels
+    channels = settings.channels or channels.pop()
     usual_mean, usual_std = statistics.known(name, channels)
     mean = usual_mean if mean is None else _by_channel("mean", mean, number(), channels)
     std = usual_std if std is None else _by_channel("std", std, number(above=0), channels)

@@ -29,7 +29,7 @@ class Description:
     std: tuple[float, ...]
 
 
-def describe(name: str, data_dir: str = "") -> Description:
+def describe(name: str, data_dir: str = "", channels: int = 0) -> Description:
     """The description of a data set, without preparing it.
 
     The normalization of IDX files is measured on the training images; see
@@ -39,17 +39,20 @@ def describe(name: str, data_dir: str = "") -> Description:
         name: digits, image_folder, idx or a name in TFDS, the latter with :SPLIT if another
             split or part than train is to be trained on.
         data_dir: where the data set is or, for a name in TFDS, is prepared.
+        channels: to which its images are converted; 0 leaves them.
 
     Raises:
         UsageError: there is no such data set.
     """
     if name == "idx":
-        directory = _directory(data_dir)
-        return Description(idx.class_names(directory), 1, *idx.statistics(directory))
+        directory, channels = _directory(data_dir), channels or 1
+        mean, std = idx.statistics(directory)
+        return Description(idx.class_names(directory), channels, mean * channels, std * channels)
     if name == "image_folder":
-        class_names, channels = folder.class_names(_directory(data_dir)), 3
+        class_names, own = folder.class_names(_directory(data_dir)), 3
     else:
-        class_names, channels = records.describe(records.split_name(name)[0], data_dir)
+        class_names, own = records.describe(records.split_name(name)[0], data_dir)
+    channels = channels or own
     return Description(class_names, channels, *statistics.known(name, channels))
 
 

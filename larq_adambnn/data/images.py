@@ -11,7 +11,7 @@ import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin  # Pillow loads neither of the two by itself for named formats
 import tensorflow as tf
 
-__all__ = ["MAX_PIXELS", "decode", "defect", "rotation", "upright"]
+__all__ = ["MAX_PIXELS", "convert", "decode", "defect", "rotation", "upright"]
 
 # A few bytes may claim an image that fills the memory.
 _MEMORY = 3 * 2**28  # bytes that decoding may take; ImageNet's largest image has 61 million pixels
@@ -24,6 +24,8 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START, _PNG_HEADER = b"\x89PNG\r\n\x1a\n", 33  # the latter in bytes
+_PNG_COLOUR, _GREY = 25, (b"\0", b"\4")  # where a PNG has its kind; the kinds without colour
+_LUMA = (19595, 38470, 7471)  # of red, green and blue, in 1/65536, as Pillow's mode L has them
 
 Window = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -39,7 +41,8 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
 
     Args:
         encoded: the file's bytes, a string scalar; its content tells its format.
-        channels: 1 or 3; grey, palette, alpha and CMYK images are converted.
+        channels: 1 or 3; grey, palette, alpha and CMYK images are converted, as Pillow's
+            modes L and RGB are.  Of 16 bits the upper 8 are taken.
         window: function from (height, width) to int32 (top, left, height, width).
 
     Returns:
@@ -55,19 +58,29 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
     is_png = (start == _PNG_START) & (length > _PNG_HEADER)
 
     def jpeg():
-        shape = tf.io.extract_jpeg_shape(encoded)[:2]
+        *shape, components = tf.unstack(tf.io.extract_jpeg_shape(encoded))
         with tf.control_dependencies([_check_size(shape)]):
-            part = window(shape[0], shape[1])
-        # The accurate DCT is as fast here, and gives Pillow's values exactly.
-        part = tf.io.decode_and_crop_jpeg(
-            encoded, part, channels=channels, dct_method="INTEGER_ACCURATE"
-        )
-        return part, shape
+            part = window(*shape)
+
+        def crop(channels):
+            # The accurate DCT is as fast here, and gives Pillow's values exactly.
+            return tf.io.decode_and_crop_jpeg(
+                encoded, part, channels=channels, dct_method="INTEGER_ACCURATE"
+            )
+
+        return converted(crop, components == 1), tf.stack(shape)
 
     def png():
         size = tf.reverse(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False), [0])
+        is_grey = tf.reduce_any(tf.strings.substr(encoded, _PNG_COLOUR, 1) == _GREY)
         with tf.control_dependencies([_check_size(size)]):
-            return tf.io.decode_png(encoded, channels)
+            return converted(lambda channels: tf.io.decode_png(encoded, channels), is_grey)
+
+    def converted(decoded, is_grey):
+        """What a decoder gives; it would make colours grey in ways of its own."""
+        if channels == 3:
+            return decoded(3)
+        return tf.cond(is_grey, lambda: decoded(1), lambda: convert(decoded(3), 1))
 
     def pillow():
         image = tf.numpy_function(
@@ -87,6 +100,21 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
 
     part, shape = tf.cond(is_jpeg, jpeg, whole)
     return tf.ensure_shape(part, (None, None, channels)), shape
+
+
+def convert(pixels: tf.Tensor, channels: int) -> tf.Tensor:
+    """uint8 or float32 pixels (H, W, C) of 1 or 3 channels in the other number of them.
+
+    Colours become grey as Pillow's mode L, uint8 ones with its rounding.
+    """
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return tf.repeat(pixels, 3, axis=-1)
+    if pixels.dtype == tf.uint8:
+        luma = tf.reduce_sum(tf.cast(pixels, tf.int32) * _LUMA, -1, keepdims=True)
+        return tf.cast((luma + 2**15) // 2**16, tf.uint8)
+    return tf.reduce_sum(pixels * (tf.constant(_LUMA, pixels.dtype) / 2**16), -1, keepdims=True)
 
 
 def _check_size(shape: tf.Tensor) -> tf.Operation:

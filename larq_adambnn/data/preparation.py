@@ -100,6 +100,7 @@ class Preparation:
         """A window of an image on 0..255, and int32 (height, width) of the whole."""
         if image.dtype == tf.string:
             return images.decode(image, self.channels, window)
+        image = images.convert(image, self.channels)
         if image.dtype == tf.float32:
             image *= 255.0
         shape = tf.shape(image)[:2]

@@ -27,6 +27,8 @@ class Settings:
 
     Attributes:
         image_size: side of the square input in pixels.
+        channels: 1 (grey) or 3 (colour), to which images are converted; 0 is the data set's
+            own number, and 3 for folders of images.
         batch_size: images in an iteration.
         seed: of order and augmentation.
         augment: False prepares the training images as those to evaluate on, in the
@@ -46,6 +48,7 @@ class Settings:
     """
 
     image_size: int = field(224, whole(_SMALLEST_IMAGE))
+    channels: int = field(0, one_of(0, 1, 3))
     batch_size: int = field(256, whole(1))
     seed: int = field(0, whole(0, 2**31 - 1))
     augment: bool = field(True, FLAG)

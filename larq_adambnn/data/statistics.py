@@ -19,4 +19,7 @@ def known(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...
     Known data sets have their published ones, others ImageNet's or, if grey, 0.5 and 0.25.
     """
     mean, std = _KNOWN.get(name.split("/")[0].split(":")[0], IMAGENET)
-    return (mean, std) if len(mean) == channels else ((0.5,) * channels, (0.25,) * channels)
+    if len(mean) not in (1, channels):
+        mean, std = (0.5,), (0.25,)
+    times = channels // len(mean)
+    return mean * times, std * times

@@ -164,6 +164,12 @@ class Config:
         "before the training and leaves out, counts and lists what cannot be used.",
         choices=BAD_IMAGES,
     )
+    channels: int = _data(
+        0,
+        "Channels of the images, which are converted: 1 (grey) or 3 (colour); 0: the data set's, "
+        "and 3 for an image_folder.",
+        choices=(0, 1, 3),
+    )
     crop: str = _data(
         "random_resized",
         "Training crop: random_resized (ImageNet), padded (shift by up to 1/8) or none.",
@@ -193,7 +199,19 @@ class Config:
         choices=("activations_first", "weights_first", "one_step", "real_valued"),
     )
     init_from: str = _recipe(
-        "", "Run directory whose weights the training starts from, such as an imported one."
+        "",
+        "Run directory whose weights the training starts from, such as an imported one. If it has "
+        "other classes, all but its classifier is taken.",
+    )
+    freeze_backbone: bool = _recipe(
+        False,
+        "Train the classifier alone; the layers before it stay as --init_from has them, with "
+        "their batch norm statistics.",
+    )
+    backbone_rate: float = _recipe(
+        1.0,
+        "Learning rate of the layers before the classifier, as a multiple of --learning_rate.",
+        above=0,
     )
     epochs: int = _recipe(256, "Epochs of each step.", lower=1)
     batch_size: int = _recipe(256, "Images in an iteration.", lower=1)
@@ -433,6 +451,16 @@ def check(config: Config) -> Config:
         )
         if config.init_from:
             _check_run(config.init_from, "init_from")
+        _require(
+            not config.freeze_backbone or config.backbone_rate == 1,
+            "--backbone_rate: expected no --freeze_backbone with it, which trains no backbone",
+        )
+        for name in ("epochs", "teacher_epochs"):
+            _require(
+                not config.published_schedule or getattr(config, name) != 1,
+                f"--{name}: expected 2 or more with --published_schedule, whose last epoch has "
+                "the learning rate 0; received 1",
+            )
         if config.loss != "cross_entropy":
             _check_teacher(config)
         _require(

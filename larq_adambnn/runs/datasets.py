@@ -35,7 +35,7 @@ def describe(config: Config, known: Description | None = None) -> tuple[tuple[st
 
 
 def _description(config: Config, known: Description | None) -> Description:
-    found = known or data.describe(config.dataset, config.data_dir)
+    found = known or data.describe(config.dataset, config.data_dir, config.channels)
     if config.num_classes not in (0, len(found.class_names)):
         raise UsageError(
             f"--num_classes: expected {len(found.class_names)}, the classes of {config.dataset}; "

@@ -143,7 +143,11 @@ def _calibration_images(config: Config, dataset: Dataset, note: str) -> np.ndarr
 
 def _fine_tuning(config: Config, dataset: Dataset, note: str) -> export.FineTuning:
     if note or not dataset.iterations_per_epoch:
-        raise UsageError(f"--int8_epochs: expected a training set of a batch or more; {note}")
+        reason = note or f"there are {len(dataset.train_source):,} images"
+        raise UsageError(
+            f"--int8_epochs: expected a training set of a batch of {config.batch_size} or more; "
+            f"{reason}"
+        )
     return export.FineTuning(dataset.train(), config.int8_epochs, dataset.iterations_per_epoch)
 
 

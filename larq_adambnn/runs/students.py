@@ -4,14 +4,21 @@ import pathlib
 
 import tensorflow as tf
 
-from larq_adambnn import layers, models
+from larq_adambnn import backbone, layers, models
 from larq_adambnn.data import Dataset
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs import datasets, provenance
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
 
-__all__ = ["build", "build_student", "check_initial", "initial_student", "load_student"]
+__all__ = [
+    "build",
+    "build_student",
+    "check_initial",
+    "initial_classes",
+    "initial_student",
+    "load_student",
+]
 
 _OPTIONS = ("width", "pad_values", "stem_stride")  # of networks that are flags too
 
@@ -64,18 +71,40 @@ def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> t
 def initial_student(config: Config, dataset: Dataset) -> tf.keras.Model:
     """The student that a training begins with: seeded, or with the weights of --init_from.
 
+    Of a run of other classes that is the backbone; the classifier is the seeded one.  With
+    --freeze_backbone only the classifier is trainable.
+
     Raises:
         UsageError: those weights cannot be read.
     """
     student = build_student(config, dataset)
     if config.init_from:
         run = Run(config.init_from)
-        _load_weights(student, run.weights(run.last_step()), "init_from")
-    return student
+        path = run.weights(run.last_step())
+        classes = initial_classes(config)
+        if classes == dataset.class_names:
+            _load_weights(student, path, "init_from")
+        else:
+            source = build(config, dataset.preparation.channels, len(classes))
+            _load_weights(source, path, "init_from")
+            backbone.copy(source, student)
+    return backbone.freeze(student) if config.freeze_backbone else student
 
 
-def check_initial(config: Config) -> None:
-    """Raises UsageError if --init_from is no finished run of the same network."""
+def initial_classes(config: Config) -> tuple[str, ...]:
+    """The class names of the run that --init_from names."""
+    return datasets.describe(load_run(config.init_from), provenance.read(Run(config.init_from)))[0]
+
+
+def check_initial(config: Config, dataset: Dataset | None = None) -> None:
+    """Raises UsageError if --init_from is no finished run of the same network.
+
+    Its classes may be others.
+
+    Args:
+        config: of the training.
+        dataset: by default the one that the config names, which need not be opened.
+    """
     if not config.init_from:
         return
     earlier = load_run(config.init_from)
@@ -89,16 +118,11 @@ def check_initial(config: Config) -> None:
             raise UsageError(
                 f"--init_from: expected a run with --{name}={own}; {config.init_from} has {theirs}"
             )
-    known = provenance.read(Run(config.init_from))
-    shapes = [
-        (channels, len(names))
-        for names, channels in (datasets.describe(config), datasets.describe(earlier, known))
-    ]
-    if shapes[0] != shapes[1]:
+    own = dataset.preparation.channels if dataset else datasets.describe(config)[1]
+    theirs = datasets.describe(earlier, provenance.read(Run(config.init_from)))[1]
+    if own != theirs:
         raise UsageError(
-            "--init_from: expected a run with {} channels and {} classes; {} has {} and {}".format(
-                *shapes[0], config.init_from, *shapes[1]
-            )
+            f"--init_from: expected a run with --channels={own}; {config.init_from} has {theirs}"
         )
 
 

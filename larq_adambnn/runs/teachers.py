@@ -40,6 +40,8 @@ def own_config(config: Config, directory: str) -> Config:
         order="real_valued",
         loss="cross_entropy",
         init_from="",
+        freeze_backbone=False,
+        backbone_rate=1.0,
         mixup=0.0,
         cutmix=0.0,
         epochs=config.teacher_epochs or config.epochs,

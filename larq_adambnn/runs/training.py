@@ -12,12 +12,12 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import callbacks, distillation, layers, losses, optimizers
+from larq_adambnn import backbone, callbacks, distillation, layers, losses, optimizers
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.dataset import explained
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import replace_file
-from larq_adambnn.runs import datasets, exporting, recording, report, strategies, teachers
+from larq_adambnn.runs import advice, datasets, exporting, recording, report, strategies, teachers
 from larq_adambnn.runs.checkpoint import Checkpoint
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import COLUMNS, Run, open_run
@@ -46,8 +46,11 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
         tf.config.experimental.enable_op_determinism()
     strategy = strategies.build(config)
     teachers.check(config)
-    check_initial(config)
+    check_initial(config, dataset)
     dataset = datasets.load(config) if dataset is None else _own(dataset, config)
+    notes = advice.notes(config, dataset, strategy.num_replicas_in_sync)
+    for note in notes if strategies.is_chief(strategy) else ():
+        print(f"note: {note}", file=sys.stderr)
     with strategy.scope(), strategies.explained():
         train_run(config, dataset)
     if not strategies.is_chief(strategy):
@@ -169,11 +172,11 @@ def compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distille
             label_weight=config.label_weight if config.loss == "weighted_sum" else 0.0,
             microbatches=config.microbatches,
         )
-        model.compile(optimizer=_optimizer(config), loss=_loss(config))
+        model.compile(optimizer=_optimizer(config, student), loss=_loss(config))
     return model
 
 
-def _optimizer(config: Config) -> tf.keras.optimizers.Optimizer:
+def _optimizer(config: Config, student: tf.keras.Model) -> tf.keras.optimizers.Optimizer:
     build, options = {
         "adam": (optimizers.Adam, {}),
         "adamw": (optimizers.Adam, {"decoupled": True}),
@@ -181,6 +184,8 @@ def _optimizer(config: Config) -> tf.keras.optimizers.Optimizer:
         "sgd": (optimizers.SGD, {"momentum": 0.9}),
         "rmsprop": (optimizers.RMSprop, {}),
     }[config.optimizer]
+    if config.backbone_rate != 1:
+        options["rates"] = backbone.rates(student, config.backbone_rate)
     return build(config.learning_rate, weight_decay=config.weight_decay[0], **options)
 
 

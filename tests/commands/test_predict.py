@@ -130,17 +130,21 @@ def refused(capsys, *flags):
     return err
 
 
-@pytest.mark.parametrize("name", ["empty.png", "text.jpg", "cut.png"])
+@pytest.mark.parametrize("name", ["empty.png", "text.jpg", "cut.png", "link.png"])
 def test_what_is_no_image(name, run, pictures, tmp_path, capsys):
     folder, _ = pictures
     content = {
         "empty.png": b"",
         "text.jpg": b"this is text",
         "cut.png": (folder / "00.png").read_bytes()[:60],
+        "link.png": None,  # to nowhere
     }[name]
-    (tmp_path / name).write_bytes(content)
+    if content is None:
+        (tmp_path / name).symlink_to("nowhere.png")
+    else:
+        (tmp_path / name).write_bytes(content)
     for flag in (f"--run={run}", f"--tflite={run}/model.tflite"):
-        assert name in refused(capsys, flag, f"--images={folder},{tmp_path / name}")
+        assert name in refused(capsys, flag, f"--images={folder},{tmp_path}")
 
 
 def test_paths_without_images(run, tmp_path, capsys):

@@ -8,9 +8,10 @@ import sys
 import tempfile
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
-from photographs import write_folder
+from photographs import encoded, opened, photograph, write_folder
 
 from larq_adambnn import data
 from larq_adambnn.data import folder
@@ -288,6 +289,48 @@ def test_validation_images_without_class_folders(tmp_path, name):
         assert "expected a folder of images for each class" in str(raised.value)
         assert "valprep.sh" in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+def mixed(side=32):
+    """Pictures of every kind that a folder may hold, with their pixels in Pillow's mode RGB."""
+    picture = photograph("china").resize((side, side))
+    deep = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    for name, mode, kind in (
+        ("colour.jpg", "RGB", "JPEG"),
+        ("grey.JPG", "L", "JPEG"),
+        ("cmyk.jpeg", "CMYK", "JPEG"),
+        ("palette.png", "P", "PNG"),
+        ("clear.PNG", "RGBA", "PNG"),
+        ("clear_grey.png", "LA", "PNG"),
+        ("bits.bmp", "1", "BMP"),
+        ("clear.webp", "RGBA", "WEBP"),
+    ):
+        data = encoded(picture.convert(mode), kind)
+        yield name, data, PIL.Image.fromarray(opened(data))
+    for name, kind in (("deep.png", "PNG"), ("deep.tif", "TIFF")):
+        yield name, encoded(PIL.Image.fromarray(deep), kind), picture.convert("L").convert("RGB")
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(0, "RGB"), (1, "L")])
+def test_mixed_images_have_the_channels_asked_for(tmp_path, channels, mode):
+    files = sorted(mixed())
+    for split in ("train", "val"):
+        for name, content, _ in files:
+            touch(tmp_path / split / "all" / name, content)
+    settings = {"image_size": 32, "crop": "none", "flip": False, "lighting": 0.0}
+    dataset = data.load("image_folder", tmp_path, channels=channels, batch_size=5, **settings)
+    depth = channels or 3
+    assert dataset.input_shape == (32, 32, depth)
+    mean, std = dataset.preparation.mean, dataset.preparation.std
+    assert len(mean) == len(std) == depth
+    received, _ = dataset.examples(20)
+    pixels = received * std + mean
+    for index, (name, _, picture) in enumerate(files):
+        expected = np.asarray(picture.convert(mode)).reshape(32, 32, depth)
+        tolerance = 1.01 if name == "cmyk.jpeg" else 0.01  # see test_images
+        assert np.abs(255 * pixels[index] - expected).max() <= tolerance, name
+    batch, _ = next(iter(dataset.train()))
+    assert batch.shape == (5, 32, 32, depth)
 
 
 def test_names_that_are_not_utf8(tmp_path, capsys):

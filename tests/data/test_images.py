@@ -54,43 +54,55 @@ def test_jpeg_is_what_pillow_reads_and_a_window_is_a_part_of_it(kind):
         assert difference[:, 1:-1].max() == 0
 
 
-def test_grey_jpeg_gives_equal_channels_and_colour_gives_luma():
-    image = photograph("china").resize((61, 43))
-    grey = encoded(image.convert("L"))
-    pixels, _ = decode(grey)
-    np.testing.assert_array_equal(pixels, opened(grey))
-    pixels, _ = decode(encoded(image), channels=1)
-    # libjpeg takes the stored luma, Pillow computes it from decoded colours
-    assert np.abs(pixels.astype(int) - opened(encoded(image), "L")).max() <= 3
-
-
 def test_cmyk_jpeg_is_converted_as_pillow_does():
     data = encoded(photograph("flower").resize((93, 71)).convert("CMYK"))
     for window in (None, lambda height, width: tf.stack([11, 5, 40, 60])):
-        pixels, _ = decode(data, window=window)
-        expected = opened(data) if window is None else opened(data)[11:51, 5:65]
-        # both compute ink * black / 255, one rounds and one cuts off
-        assert np.abs(pixels.astype(int) - expected).max() <= 1
+        for channels, mode in MODES.items():
+            pixels, _ = decode(data, channels, window)
+            expected = opened(data, mode)
+            expected = expected if window is None else expected[11:51, 5:65]
+            # both compute ink * black / 255, one rounds and one cuts off
+            assert np.abs(pixels.astype(int) - expected).max() <= 1
 
 
-OTHERS = {
-    "PNG": ("RGB", "L", "P", "RGBA", "1"),
+MODES = {1: "L", 3: "RGB"}
+KINDS = {
+    "JPEG": ("RGB", "L"),
+    "PNG": ("RGB", "L", "P", "RGBA", "LA", "1"),
     "BMP": ("RGB", "L", "P"),
-    "GIF": ("P",),
+    "GIF": ("P", "L"),
     "PPM": ("RGB", "L"),
-    "TIFF": ("RGB", "L", "CMYK"),
-    "WEBP": ("RGB",),
+    "TIFF": ("RGB", "L", "CMYK", "RGBA", "LA", "P"),
+    "WEBP": ("RGB", "RGBA"),
 }
 
 
+@pytest.mark.parametrize("channels", MODES)
 @pytest.mark.parametrize(
-    ("kind", "mode"), [(kind, mode) for kind, modes in OTHERS.items() for mode in modes]
+    ("kind", "mode"), [(kind, mode) for kind, modes in KINDS.items() for mode in modes]
 )
-def test_other_formats_are_what_pillow_reads(kind, mode):
-    data = encoded(photograph("flower").resize((57, 33)).convert(mode), kind)
-    pixels, shape = decode(data, window=lambda height, width: tf.stack([3, 7, 20, 31]))
+def test_every_kind_and_mode_is_what_pillow_converts_to(kind, mode, channels):
+    image = photograph("flower").resize((57, 33)).convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(PIL.Image.linear_gradient("L").resize(image.size))
+    options = {("PNG", "P"): {"transparency": 3}, ("JPEG", "RGB"): {"subsampling": 0}}
+    data = encoded(image, kind, **options.get((kind, mode), {}))
+    pixels, shape = decode(data, channels, lambda height, width: tf.stack([0, 7, 33, 31]))
     assert shape == (33, 57)
-    np.testing.assert_array_equal(pixels, opened(data)[3:23, 7:38])
+    np.testing.assert_array_equal(pixels, opened(data, MODES[channels])[:, 7:38])
+    assert images.defect(data, channels) == ""
+
+
+def test_decoded_pixels_are_converted_as_pillow_does():
+    colours = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    grey = np.asarray(PIL.Image.fromarray(colours).convert("L"))[..., np.newaxis]
+    np.testing.assert_array_equal(images.convert(tf.constant(colours), 1), grey)
+    floats = tf.constant(colours, tf.float32) / 255
+    assert np.abs(images.convert(floats, 1) * 255 - grey).max() <= 0.5 + 1e-4  # its rounding
+    for pixels in (colours, grey, floats):
+        same = images.convert(tf.constant(pixels), pixels.shape[-1])
+        np.testing.assert_array_equal(same, pixels)
+    np.testing.assert_array_equal(images.convert(tf.constant(grey), 3), np.repeat(grey, 3, -1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (10_000, 30), (30, 10_000), (1, 500)])
@@ -184,8 +196,8 @@ ORIENTATIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])  # without loss
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("channels", MODES)
 def test_files_are_turned_upright(tmp_path, kind, channels):
     picture = photograph("china").resize((50, 40)).convert("RGB" if channels == 3 else "L")
     files = []
@@ -193,15 +205,17 @@ def test_files_are_turned_upright(tmp_path, kind, channels):
         exif = PIL.Image.Exif()
         exif[0x0112] = orientation
         turned = PIL.Image.fromarray(np.ascontiguousarray(turn(np.asarray(picture))))
-        options = {"lossless": True} if kind == "WEBP" else {}
+        options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+        options = options.get(kind, {})
         files.append(tmp_path / f"{orientation}.{kind}")
         files[-1].write_bytes(encoded(turned, kind, exif=exif, **options))
     mean = (0.5,) * channels
     preparation = Preparation(32, "none", channels, mean, mean)
     received = next(iter(from_files(files, preparation, ("a", "b")).evaluation()))[0].numpy()
     assert len(received) == 8
+    loss = 4 * 2 / 255 if kind == "JPEG" else 0  # of a few values of the 255, in steps of 2 / 255
     for orientation in range(1, 8):
-        np.testing.assert_array_equal(received[orientation], received[0])
+        np.testing.assert_allclose(received[orientation], received[0], rtol=0, atol=loss)
 
 
 def test_damaged_exif_is_upright():
@@ -214,7 +228,7 @@ def test_damaged_exif_is_upright():
 @pytest.mark.parametrize(
     ("kind", "mode"), [("TIFF", "I;16"), ("TIFF", "I;16B"), ("TIFF", "I"), ("PNG", "I;16")]
 )
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", MODES)
 def test_grey_of_16_bits(kind, mode, channels):
     grey = np.linspace(0, 65535, 40 * 30).round().astype(np.uint16).reshape(30, 40)
     raw = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
