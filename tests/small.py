@@ -3,8 +3,10 @@
 As a program it is main.py with this network in the place of --model=reactnet18.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -102,6 +104,8 @@ def _become(arguments, folder, environment) -> NoReturn:
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY), descriptor)
         os.environ.update(environment)
+        if "COPIES_OF" in environment:
+            _copy_after_each_write(environment["COPIES_OF"], environment["COPIES_IN"])
         status = main.main(arguments)
     except SystemExit as end:
         status = end.code
@@ -110,6 +114,23 @@ def _become(arguments, folder, environment) -> NoReturn:
     finally:
         sys.stdout.flush()
         os._exit(status)
+
+
+def _copy_after_each_write(run, folder) -> None:
+    """Keeps a copy of a run after each file of it, under a number and the file's name."""
+    from larq_adambnn.runs import directory
+
+    original = directory.replace_file
+
+    @contextlib.contextmanager
+    def replace_file(path, **options):
+        with original(path, **options) as temporary:
+            yield temporary
+        number = len(os.listdir(folder))
+        shutil.copytree(run, f"{folder}/{number:03d} {path.name}")
+
+    os.makedirs(folder)
+    directory.replace_file = replace_file
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ import pathlib
 
 from matplotlib.figure import Figure
 
-from larq_adambnn.files import replace_file
-
 __all__ = ["LOSS_MAP", "colors", "new_figure", "save"]
 
 LOSS_MAP = "viridis"  # losses, wherever they are a surface
@@ -37,6 +35,5 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a PNG, whole or not at all."""
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    """Writes a PNG."""
+    figure.savefig(path, dpi=150, format="png")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import layers, optimizers
+from larq_adambnn import layers, optimizers, weights
 from larq_adambnn.arguments import (
     FLAG,
     PATH,
@@ -66,6 +66,7 @@ class TwoStepSwitch(Stateful):
     Raises:
         ValueError: an argument is not what it should be.
         FileNotFoundError: at the switch, when `reload` does not exist.
+        UsageError: then too, when it is damaged, of another network or not finite.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class TwoStepSwitch(Stateful):
         # is then that of step 2, which is less than the iterations of one epoch.
         if self._iterations() >= (self.params.get("steps") or 1):
             if self.reload is not None:
-                getattr(self.model, "student", self.model).load_weights(self.reload)
+                weights.load(getattr(self.model, "student", self.model), self.reload)
             with self.model.distribute_strategy.scope():
                 optimizers.reset(self.model.optimizer, self.model.trainable_variables)
 

@@ -9,6 +9,7 @@ import signal
 import sys
 
 from larq_adambnn.errors import UsageError
+from larq_adambnn.files import explain
 from larq_adambnn.machine import quiet
 from larq_adambnn.runs.config import Config, parse
 
@@ -40,9 +41,19 @@ def main(arguments: list[str]) -> int:
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
-        # What is still to be written, at the end of Python too, goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        error.filename = "standard output"
+        _discard_output()
+        return _fail(explain(error))
+
+
+def _discard_output() -> None:
+    """What is still to be written, at the end of Python too, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
@@ -59,6 +70,7 @@ def _main(arguments: list[str]) -> int:
         if isinstance(config, str):
             print(config)
             return 0
+        _check_texts(config)
         with quiet():
             importlib.import_module("tensorflow").get_logger().setLevel("ERROR")
         from larq_adambnn import progress
@@ -77,11 +89,27 @@ def _main(arguments: list[str]) -> int:
     except Exception as error:
         if debug or isinstance(error, BrokenPipeError):
             raise
+        if isinstance(error, OSError):
+            if error.filename is not None:
+                return _fail(explain(error))
+            print(flush=True)  # raises if that is what cannot be written, for `main` to tell
         bad_example = importlib.import_module("larq_adambnn.data").bad_example(error)
         if bad_example:
             return _fail(bad_example)
         reason = str(error).strip() or type(error).__name__
         return _fail(f"{type(error).__name__}: {reason} (--debug shows more)", status=1)
+
+
+def _check_texts(config: Config) -> None:
+    """Raises UsageError for a text that no file and no data set can have as its name."""
+    for name, value in dataclasses.asdict(config).items():
+        for text in value if isinstance(value, tuple) else (value,):
+            try:
+                valid = not isinstance(text, str) or b"\0" not in os.fsencode(text)
+            except UnicodeEncodeError:
+                valid = False
+            if not valid:
+                raise UsageError(f"--{name}: expected text that can be a name; received {text!r}")
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -12,7 +12,6 @@ from larq_adambnn import layers
 from larq_adambnn.analysis import figures, style, surfaces, toy
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
 from larq_adambnn.errors import UsageError
-from larq_adambnn.files import replace_file
 from larq_adambnn.runs import datasets, provenance, report
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run, locked
@@ -54,11 +53,12 @@ def _draw(run: Run, analysis: "_Analysis") -> None:
     ):
         for name, caption, figure in draw():
             path = run.plots / f"{name}.png"
-            style.save(figure, path)
+            with run.replace(path) as temporary:
+                style.save(figure, temporary)
             print(path, flush=True)
-            entries.append({"plot": path.name, "caption": caption})
-    with replace_file(run.analysis) as path:
-        path.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+            entries.append(report.Plot(path.name, caption))
+    with run.replace(run.analysis) as path:
+        path.write_text(json.dumps(list(map(dataclasses.asdict, entries)), indent=1))
     report.write(run, load_run(run.directory))
     print(run.report)
 

@@ -21,12 +21,12 @@ def main(config: Config) -> None:
         UsageError: no such run, file or split, or the file takes other images.
     """
     directory = config.run or config.output_dir
-    tflite = read_tflite(config.tflite) if config.tflite else None
+    tflite, exported = read_tflite(config.tflite) if config.tflite else (None, None)
     if directory:
         run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
         dataset = datasets.load(run_config, provenance.read(Run(directory)))
     else:
-        dataset = _as_exported(config, tflite)
+        dataset = _as_exported(config, tflite, exported)
     split = dataset.split_name(config.split)
     if tflite is not None:
         _check_fits(tflite, config.tflite, dataset)
@@ -41,11 +41,11 @@ def main(config: Config) -> None:
     )
 
 
-def read_tflite(path: str) -> bytes:
-    """The bytes of a file that LCE's interpreter can run.
+def read_tflite(path: str) -> tuple[bytes, Description | None]:
+    """The bytes of a file that LCE's interpreter can run, and what its export.json says.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: it cannot, or the file is not the one that the export.json beside it is of.
     """
     exporting.check_installed()
     tflite = pathlib.Path(path).read_bytes()
@@ -53,19 +53,18 @@ def read_tflite(path: str) -> bytes:
         interpreter.load(tflite)
     except ValueError as error:
         raise UsageError(f"--tflite: {path}: {error}") from None
-    return tflite
+    return tflite, description.find(pathlib.Path(path), tflite)
 
 
-def _as_exported(config: Config, tflite: bytes) -> Dataset:
+def _as_exported(
+    config: Config, tflite: bytes, exported: description.Description | None
+) -> Dataset:
     """The data set of the flags, prepared as the export.json beside the .tflite says."""
-    try:
-        exported = description.find(pathlib.Path(config.tflite), tflite)
-    except UsageError:
-        exported = None
-    if exported is None or exported.preprocessing is None:
+    prepared = exported and exported.preprocessing
+    if prepared is None:
         shape = description.signature(tflite)["input"].shape
         return datasets.load(config.replace(image_size=shape[1]))
-    prepared, known = exported.preprocessing, None
+    known = None
     if exported.class_names:
         known = Description(
             class_names=tuple(exported.class_names),

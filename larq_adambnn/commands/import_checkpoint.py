@@ -1,8 +1,7 @@
 """--mode=import: a PyTorch checkpoint becomes a run like any other."""
 
-from larq_adambnn import checkpoints
+from larq_adambnn import checkpoints, weights
 from larq_adambnn.errors import UsageError
-from larq_adambnn.files import replace_file
 from larq_adambnn.runs import datasets, provenance, students
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import open_run
@@ -26,18 +25,18 @@ def main(config: Config) -> None:
     except (ImportError, OSError, ValueError) as error:
         raise UsageError(f"--source: {error}") from error
     step = config.import_step or len(config.steps)
-    with open_run(config) as run, replace_file(run.weights(step)) as path:
+    with open_run(config) as run, run.replace(run.weights(step)) as path:
         provenance.write(run, provenance.of(dataset, trained=False))
-        model.save_weights(str(path), save_format="h5")
-    zeros, weights = checkpoints.count_zeros(model)
+        weights.save(model, path)
+    zeros, binary = checkpoints.count_zeros(model)
     print(
         f"{config.model}, {model.count_params():,} parameters, {len(class_names)} classes: "
         f"{config.output_dir} holds the end of its step {step}"
     )
     if zeros:
-        print(f"{zeros:,} of {weights:,} binary weights are 0: PyTorch's sign is 0 there, here +1")
-    elif weights:
-        print(f"none of the {weights:,} binary weights is 0, so every sign is PyTorch's")
+        print(f"{zeros:,} of {binary:,} binary weights are 0: PyTorch's sign is 0 there, here +1")
+    elif binary:
+        print(f"none of the {binary:,} binary weights is 0, so every sign is PyTorch's")
 
 
 def _check_classes(config: Config, state_dict, classes: int) -> None:

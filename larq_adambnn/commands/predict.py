@@ -7,7 +7,6 @@ from larq_adambnn import inference
 from larq_adambnn.commands.evaluate import read_tflite
 from larq_adambnn.data.folder import hidden
 from larq_adambnn.errors import UsageError
-from larq_adambnn.export import description
 from larq_adambnn.files import printable
 from larq_adambnn.inference import Guess
 from larq_adambnn.runs import datasets, provenance, students
@@ -28,8 +27,12 @@ def main(config: Config) -> None:
     """
     files = image_files(config.images)
     if config.tflite:
-        network = read_tflite(config.tflite)
-        known = description.find(pathlib.Path(config.tflite), network)
+        network, known = read_tflite(config.tflite)
+        if known is None:
+            raise UsageError(
+                f"--tflite: expected the export.json that was written with {config.tflite} beside "
+                "it; it is not there"
+            )
         if known.preprocessing is None or not known.class_names:
             raise UsageError(
                 f"--tflite: expected class_names and preprocessing in the export.json of "

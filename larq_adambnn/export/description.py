@@ -7,7 +7,6 @@ import os
 import pathlib
 from typing import Literal
 
-import dacite
 import numpy as np
 
 from larq_adambnn.arguments import PATH, expect, instance
@@ -16,6 +15,7 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.export.check import Check
 from larq_adambnn.export.device_times import Estimate, table
 from larq_adambnn.export.interpreter import load
+from larq_adambnn.files import read_json, sha256
 from larq_adambnn.models import Complexity
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "signature",
 ]
 
+_INFO_NAMES = ("export", "export_int8")  # of the .json of a run's files
 _RESIZE_RATIO = 256 / 224  # of the shorter side to the crop, as `data.augmentation` has it
 
 
@@ -216,17 +217,7 @@ def read(path: str | os.PathLike) -> Description:
         UsageError: the file cannot be read, or holds something else.
     """
     expect("path", path, PATH)
-    path = pathlib.Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise UsageError(f"{path}: expected an object; received a {type(content).__name__}")
-        return dacite.from_dict(
-            Description, content, dacite.Config(cast=[tuple, float], check_types=True)
-        )
-    except (OSError, ValueError, dacite.DaciteError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"{path}: expected what an export wrote: {reason}") from error
+    return read_json(pathlib.Path(path), Description, "what an export wrote")
 
 
 def info_path(tflite: str | os.PathLike) -> pathlib.Path:
@@ -235,27 +226,40 @@ def info_path(tflite: str | os.PathLike) -> pathlib.Path:
     return tflite.with_name(tflite.name.replace("model", "export")).with_suffix(".json")
 
 
-def find(path: str | os.PathLike, tflite: bytes) -> Description:
+def find(path: str | os.PathLike, tflite: bytes) -> Description | None:
     """What was written beside a .tflite when it was exported; the files may have been renamed.
 
+    Returns:
+        None if no .json beside it can be about it.
+
     Raises:
-        UsageError: no .json beside it is about this file, or that one is damaged.
+        UsageError: the .json beside it is about another file, or is damaged.
     """
     expect("path", path, PATH)
     expect("tflite", tflite, instance(bytes, "the bytes of a file"))
     path = pathlib.Path(path)
     digest = hashlib.sha256(tflite).hexdigest()
+    others = [other for other in path.parent.glob("*.tflite") if other.name != path.name]
+    about = []
     for candidate in sorted(path.parent.glob("*.json")):
         try:
             content = json.loads(candidate.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            name, expected = str(content["file"]), content["sha256"]
+        except (OSError, ValueError, RecursionError, TypeError, KeyError):
+            if candidate == info_path(path) and candidate.stem in _INFO_NAMES:
+                return read(candidate)  # which says what it has instead
             continue
-        if isinstance(content, dict) and content.get("sha256") == digest:
+        if expected == digest:
             return read(candidate)
-    raise UsageError(
-        f"tflite: expected the export.json that was written with {path.name} beside it; "
-        f"{path.parent} has none whose sha256 is {digest[:12]}..."
-    )
+        renamed = candidate.stem in _INFO_NAMES and info_path(path).stem not in _INFO_NAMES
+        if name == path.name or (renamed and expected not in map(sha256, others)):
+            about.append(candidate)
+    if about:
+        raise UsageError(
+            f"tflite: expected {path} as {about[0]} describes it; its SHA-256 is another, so it "
+            "is damaged or of another export"
+        )
+    return None
 
 
 def signature(tflite: bytes) -> dict[str, Tensor]:

@@ -1,21 +1,25 @@
 """Checkpoints of a whole training: weights, optimizer, metrics and callbacks after an iteration."""
 
-import os
 import pathlib
+import re
 import signal
 import sys
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.errors import UsageError
 from larq_adambnn.files import sha256
 from larq_adambnn.runs import strategies
+from larq_adambnn.runs.directory import Run
 
 __all__ = ["Checkpoint"]
 
 _KEEP = 2  # newest checkpoints that stay on disk
 _DIGITS = 32  # of the checksum in a name
+_NAME = re.compile(rf"(\d{{9,}})-([0-9a-f]{{{_DIGITS}}})\.npz", re.ASCII)
 
 
 class Checkpoint(tf.keras.callbacks.Callback):
@@ -23,15 +27,16 @@ class Checkpoint(tf.keras.callbacks.Callback):
 
     A checkpoint is one file, ``ITERATION-CHECKSUM.npz``: the student's and the optimizer's
     variables, the metrics so far in the epoch and the state of the other callbacks
-    (those with `get_state` and `set_state`).  It is written under another name,
-    renamed, and read only if its SHA-256 is the one in its name.
+    (those with `get_state` and `set_state`).  It is written under another name, renamed,
+    and read only if its SHA-256 is the one in its name and it holds what this training
+    saves.  Weights that are not finite are not saved: they end the training.
 
     Put it last in the list of callbacks: it saves what they leave behind.  SIGTERM and
     SIGINT end the training after a checkpoint at the next iteration, with exit status 143 or
     130; a second one, or one with several workers, ends it at once.
 
     Args:
-        directory: where the checkpoints are.
+        run: whose checkpoints they are.
         iterations_per_epoch: iterations in an epoch.
         callbacks: the others whose state belongs to the checkpoint.
         every: iterations between checkpoints inside an epoch; 0 for none.
@@ -39,14 +44,14 @@ class Checkpoint(tf.keras.callbacks.Callback):
 
     def __init__(
         self,
-        directory: pathlib.Path,
+        run: Run,
         iterations_per_epoch: int,
         callbacks: list[tf.keras.callbacks.Callback],
         *,
         every: int = 0,
     ):
         super().__init__()
-        self.directory = directory
+        self.run = run
         self.iterations_per_epoch = iterations_per_epoch
         self.callbacks = [c for c in callbacks if hasattr(c, "get_state")]
         self.every = every
@@ -57,33 +62,51 @@ class Checkpoint(tf.keras.callbacks.Callback):
     # Restoring, before fit
 
     def restore(self, model: tf.keras.Model) -> int:
-        """Loads the newest intact checkpoint into a compiled Distiller.
+        """Loads the newest good checkpoint into a compiled Distiller.
 
         Returns:
             The number of iterations done; 0 without a checkpoint.
         """
-        for path in self._newest_first():
-            state = _read(path)
-            if state is None:
-                print(f"checkpoint {path.name} is damaged; using the one before", file=sys.stderr)
+        found = self._newest_first()
+        expected = self._expected(model) if found else {}
+        for path in found:
+            try:
+                state = _read(path, expected)
+            except ValueError as error:
+                print(f"checkpoint {path.name} {error}; using the one before", file=sys.stderr)
                 if strategies.is_chief(tf.distribute.get_strategy()):
+                    self.run.check()
                     path.rename(path.with_suffix(".damaged"))
                 continue
             for name, variable in _variables(model).items():
                 variable.assign(state[name])
-            self.iteration = int(path.name.split("-")[0])
+            self.iteration = _iteration(path)
             self._restored = state
-            break
-        return self.iteration
+            return self.iteration
+        if found:
+            print("there is none before; the training begins anew", file=sys.stderr)
+        return 0
 
     def last(self) -> str:
         """One sentence on where the newest checkpoint is."""
         for path in self._newest_first():
-            return f"The last good checkpoint is at iteration {int(path.name.split('-')[0])}."
+            return f"The last good checkpoint is at iteration {_iteration(path)}."
         return "There is no checkpoint yet."
 
     def _newest_first(self) -> list[pathlib.Path]:
-        return sorted(self.directory.glob("[0-9]*-*.npz"), reverse=True)
+        """The checkpoints; a file of any other name is none of ours."""
+        found = [p for p in self.run.checkpoints.glob("*.npz") if _NAME.fullmatch(p.name)]
+        return sorted(found, key=_iteration, reverse=True)
+
+    def _expected(self, model: tf.keras.Model) -> dict[str, np.ndarray]:
+        """What a checkpoint has to hold, with other values."""
+        expected = {name: v.numpy() for name, v in _all_variables(model).items()}
+        for index, callback in enumerate(self.callbacks):
+            callback.set_model(model)
+            callback.on_train_begin()
+            expected |= _prefixed(index, callback.get_state())
+            callback.on_train_end()
+        return expected
 
     # During fit
 
@@ -95,6 +118,8 @@ class Checkpoint(tf.keras.callbacks.Callback):
         self._handlers = {
             number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)
         }
+        if self._restored is not None:  # there may be no epoch left
+            self._set_states(self._restored)
 
     def on_train_end(self, logs=None):
         self._restore_handlers()
@@ -103,17 +128,20 @@ class Checkpoint(tf.keras.callbacks.Callback):
         if self._restored is None:
             return
         state, self._restored = self._restored, None
-        inside = self.iteration % self.iterations_per_epoch > 0
+        self._set_states(state)
+        if self.iteration % self.iterations_per_epoch > 0:
+            for name, variable in _metric_variables(self.model).items():
+                variable.assign(state[name])
+            return
+        for callback in self.callbacks:  # what it counts in an epoch begins anew
+            callback.on_epoch_begin(epoch, logs)
+
+    def _set_states(self, state: Mapping[str, np.ndarray]) -> None:
         for index, callback in enumerate(self.callbacks):
             prefix = f"callback/{index}/"
             callback.set_state(
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             )
-            if not inside:  # what it counts in an epoch begins anew
-                callback.on_epoch_begin(epoch, logs)
-        if inside:
-            for name, variable in _metric_variables(self.model).items():
-                variable.assign(state[name])
 
     def on_train_batch_end(self, batch, logs=None):
         self.iteration += 1
@@ -126,15 +154,18 @@ class Checkpoint(tf.keras.callbacks.Callback):
         self._save()
 
     def _save(self) -> None:
-        state = {**_variables(self.model), **_metric_variables(self.model)}
         # Every worker takes part in reading the variables; the chief writes.
-        state = {name: variable.numpy() for name, variable in state.items()}
+        state = {name: v.numpy() for name, v in _all_variables(self.model).items()}
+        if _not_finite(state):
+            raise UsageError(
+                f"training: expected a finite loss; received weights that are not finite after "
+                f"iteration {self.iteration}. {self.last()} A lower --learning_rate may help"
+            )
         if not self._chief:
             return
         for index, callback in enumerate(self.callbacks):
-            for key, value in callback.get_state().items():
-                state[f"callback/{index}/{key}"] = value
-        _write(self.directory, self.iteration, state)
+            state |= _prefixed(index, callback.get_state())
+        _write(self.run, self.iteration, state)
         for path in self._newest_first()[_KEEP:]:
             path.unlink()
         if self._stopped_by:
@@ -182,26 +213,60 @@ def _metric_variables(model) -> dict[str, tf.Variable]:
     return {f"metric/{i}": v for i, v in enumerate(variables)}
 
 
-def _write(directory: pathlib.Path, iteration: int, state: dict[str, np.ndarray]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / ".checkpoint.npz"
+def _all_variables(model) -> dict[str, tf.Variable]:
+    return {**_variables(model), **_metric_variables(model)}
+
+
+def _prefixed(index: int, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state of a callback under its names in a checkpoint."""
+    return {f"callback/{index}/{key}": np.asarray(value) for key, value in state.items()}
+
+
+def _not_finite(state: Mapping[str, np.ndarray]) -> bool:
+    """Whether a weight or a variable of the optimizer is NaN or infinite."""
+    return any(
+        name.startswith(("model/", "optimizer/")) and not np.isfinite(array).all()
+        for name, array in state.items()
+    )
+
+
+def _iteration(path: pathlib.Path) -> int:
+    return int(_NAME.fullmatch(path.name)[1])
+
+
+def _write(run: Run, iteration: int, state: Mapping[str, np.ndarray]) -> None:
+    def name(path):
+        return f"{iteration:09d}-{sha256(path)[:_DIGITS]}.npz"
+
+    with (
+        run.replace(run.checkpoints / f"{iteration:09d}.npz", name=name) as path,
+        path.open("wb") as file,
+        # What np.savez writes; its own archive is not closed when the disk is full.
+        zipfile.ZipFile(file, "w") as archive,
+    ):
+        for key, array in state.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
+
+
+def _read(path: pathlib.Path, expected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint.
+
+    Raises:
+        ValueError: it is not what was written, or not of this training; in words that
+            follow its name.
+    """
+    if sha256(path)[:_DIGITS] != _NAME.fullmatch(path.name)[2]:
+        raise ValueError("is damaged")
     try:
-        with temporary.open("wb") as file:
-            # What np.savez writes; its own archive is not closed when the disk is full.
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, array in state.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                        np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(directory / f"{iteration:09d}-{sha256(temporary)[:_DIGITS]}.npz")
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a checkpoint, or None if it is not what was written."""
-    if sha256(path)[:_DIGITS] != path.stem.split("-")[1]:
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+        with np.load(path, allow_pickle=False) as file:
+            state = dict(file)
+    except Exception as error:  # what is no such archive raises many kinds
+        raise ValueError("is damaged") from error
+    for name, array in expected.items():
+        found = state.get(name)
+        if found is None or (found.shape, found.dtype) != (array.shape, array.dtype):
+            raise ValueError(f"is of another training ({name})")
+    if _not_finite(state):
+        raise ValueError("has weights that are not finite")
+    return state

@@ -698,10 +698,24 @@ def _expand(arguments: Iterable[str], folder: pathlib.Path, seen=()) -> list[str
             continue
         value = value if equals else next(arguments, "")
         path = _find(value, folder)
-        expanded += _read_flagfile(path, seen)
         if path.name == "flags.cfg":  # a run's own, which may have been moved
-            expanded.append(f"--output_dir={path.parent}")
+            expanded += [*_read_run(path, seen), f"--output_dir={path.parent}"]
+        else:
+            expanded += _read_flagfile(path, seen)
     return expanded
+
+
+def _read_run(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> list[str]:
+    """The arguments in a run's flags.cfg, which has nothing else."""
+    arguments = _read_flagfile(path, seen)
+    try:
+        values, rest = _read(arguments)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    if rest or not _settings(values):
+        found = repr(rest[0]) if rest else "nothing"
+        raise UsageError(f"{path}: expected the flags of a run; received {found}")
+    return arguments
 
 
 def _settings(values: flags.FlagValues) -> dict[str, Any]:
@@ -757,9 +771,5 @@ def load_run(directory: str | pathlib.Path, **changes) -> Config:
     """
     path = pathlib.Path(directory) / "flags.cfg"
     _check_run(str(directory), "run")
-    arguments = _read_flagfile(path)
-    try:
-        values, _ = _read(arguments)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+    values, _ = _read(_read_run(path))
     return Config(**{**_settings(values), "output_dir": str(path.parent), **changes})

@@ -6,7 +6,7 @@ import json
 from larq_adambnn import data
 from larq_adambnn.data import Dataset, Description, Problem
 from larq_adambnn.errors import SplitError, UsageError
-from larq_adambnn.files import replace_file
+from larq_adambnn.files import read_json
 from larq_adambnn.runs import provenance
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
@@ -144,7 +144,7 @@ def _write_left_out(dataset: Dataset, config: Config, run: Run) -> None:
     for split in ("train", dataset.split_name()):
         problems = dataset.left_out(split)
         left_out[split] = [dataclasses.asdict(problem) for problem in problems]
-    with replace_file(run.left_out) as path:
+    with run.replace(run.left_out) as path:
         path.write_text(json.dumps(left_out, indent=1) + "\n", encoding="utf-8")
 
 
@@ -153,10 +153,4 @@ def _read_left_out(config: Config) -> dict[str, list[Problem]]:
     path = Run(config.output_dir).left_out
     if config.bad_images != "skip" or not config.output_dir or not path.is_file():
         return {}
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            split: [Problem(**problem) for problem in problems] for split, problems in noted.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"--output_dir: cannot read {path}: {error}") from None
+    return read_json(path, dict[str, list[Problem]], "what --bad_images=skip left out")

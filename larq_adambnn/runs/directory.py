@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import filelock
 
 from larq_adambnn.errors import UsageError
-from larq_adambnn.files import read_rows, replace_file, write_rows
+from larq_adambnn.files import is_temporary, read_rows, replace_file, write_rows
 from larq_adambnn.runs.config import Config, load_run
 
 __all__ = ["COLUMNS", "Run", "locked", "open_run"]
@@ -38,10 +38,16 @@ COLUMNS = (
     "gradient_norm",
     "update_size",
 )
+# What every row has
+_REQUIRED = ("step", "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds")
 
 
 class Run:
-    """Paths and small files of a run directory."""
+    """Paths and small files of a run directory, and the one way to write to it.
+
+    Within `open_run` and `locked` it is this process's: then `check` and `replace` raise
+    UsageError once the lock or flags.cfg in the directory is another than was taken.
+    """
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = pathlib.Path(directory)
@@ -53,12 +59,15 @@ class Run:
         self.best_weights = self.checkpoints / "step1.best.weights.h5"
         self.tflite = self.directory / "model.tflite"
         self.export = self.directory / "export.json"
+        self.tflite_int8 = self.directory / "model_int8.tflite"
+        self.export_int8 = self.directory / "export_int8.json"
         self.report = self.directory / "report.md"
         self.plots = self.directory / "plots"
         self.measurements = self.directory / "measurements.csv"
         self.snapshots = self.checkpoints / "snapshots"
         self.analysis = self.directory / "analysis.json"
         self.left_out = self.directory / "left_out.json"
+        self._taken: tuple | None = None  # what `_identity` was when this process took it
 
     def weights(self, step: int) -> pathlib.Path:
         """The student's weights at the end of a step (1 or 2), in Keras's HDF5 format."""
@@ -69,15 +78,73 @@ class Run:
         return max((step for step in (1, 2) if self.weights(step).is_file()), default=0)
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv; empty cells are left out."""
-        rows = read_rows(self.metrics)
-        return [{key: float(value) for key, value in row.items() if value} for row in rows]
+        """The rows of metrics.csv; empty cells are left out.
+
+        Raises:
+            UsageError: the file holds something else.
+        """
+        rows = read_rows(self.metrics, required=_REQUIRED, known=COLUMNS)
+        try:
+            return [{key: float(value) for key, value in row.items() if value} for row in rows]
+        except ValueError as error:
+            raise UsageError(f"{self.metrics}: expected numbers: {error}") from None
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
         """Replaces metrics.csv, whole or not at all."""
         integers = ("step", "epoch")
         rows = [{**row, **{name: int(row[name]) for name in integers}} for row in rows]
-        write_rows(self.metrics, COLUMNS, rows)
+        with self.replace(self.metrics) as path:
+            write_rows(path, COLUMNS, rows)
+
+    @contextlib.contextmanager
+    def replace(self, path: pathlib.Path, **options) -> Iterator[pathlib.Path]:
+        """`replace_file` for a file of this run.
+
+        Raises:
+            UsageError: the directory is no longer the run that was taken.
+            OSError: the file cannot be written.
+        """
+        self.check()
+        try:
+            with replace_file(path, **options) as temporary:
+                yield temporary
+                self.check()
+        except OSError:
+            self.check()  # which is the reason if the directory has gone meanwhile
+            raise
+
+    def check(self) -> None:
+        """Raises UsageError if the directory is no longer the run that was taken."""
+        if self._taken is None:
+            return
+        try:
+            same = self._identity() == self._taken
+        except OSError:
+            same = False
+        if not same:
+            raise UsageError(
+                f"--output_dir: expected {self.directory} to stay the run that it was; it was "
+                "moved, removed or begun anew meanwhile. What was saved last is where it is now, "
+                "and --flagfile=THERE/flags.cfg resumes it"
+            )
+
+    @contextlib.contextmanager
+    def _take(self) -> Iterator[None]:
+        """Makes a locked run this process's; what killed processes were writing goes."""
+        for folder in (self.directory, self.checkpoints, self.snapshots, self.plots):
+            for path in folder.glob(".*"):
+                if is_temporary(path.name):
+                    path.unlink()
+        self._taken = self._identity()
+        try:
+            yield
+        finally:
+            self._taken = None
+
+    def _identity(self) -> tuple[int, int, bytes]:
+        """What is another in another run in this place; no inode is given away while locked."""
+        lock = (self.directory / _LOCK).stat()
+        return lock.st_dev, lock.st_ino, self.flags.read_bytes()
 
 
 @contextlib.contextmanager
@@ -87,6 +154,7 @@ def open_run(config: Config) -> Iterator[Run]:
     Raises:
         UsageError: the directory holds something else, a run with other settings, or
             another process works on it.
+        OSError: it cannot be written to.
     """
     run = Run(config.output_dir)
     if run.flags.is_file():
@@ -96,40 +164,50 @@ def open_run(config: Config) -> Iterator[Run]:
             f"--output_dir: expected a new or empty directory, or that of the same run; "
             f"{run.directory} holds something else"
         )
-    try:
-        run.directory.mkdir(parents=True, exist_ok=True)
-    except PermissionError as error:
-        raise UsageError(f"--output_dir: cannot write to {run.directory}: {error}") from None
-    with locked(run):
-        if not run.flags.is_file():
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with _lock(run.directory):
+        if run.flags.is_file():  # another process may have begun it meanwhile
+            _check_same(config, run)
+        else:
             with replace_file(run.flags) as path:
                 path.write_text("\n".join(config.lines()) + "\n", encoding="utf-8")
-        yield run
+        with run._take():
+            yield run
 
 
 @contextlib.contextmanager
 def locked(run: Run) -> Iterator[None]:
-    """Keeps other processes from changing a run meanwhile.
+    """Takes an existing run for this process, so that no other changes it meanwhile.
 
     Raises:
-        UsageError: another process works on it, or it cannot be written to.
+        UsageError: another process works on it.
+        OSError: it cannot be written to.
     """
+    with _lock(run.directory), run._take():
+        yield
+
+
+@contextlib.contextmanager
+def _lock(directory: pathlib.Path) -> Iterator[None]:
+    lock = filelock.FileLock(directory / _LOCK)
     try:
-        with filelock.FileLock(run.directory / _LOCK, blocking=False):
-            yield
+        lock.acquire(blocking=False)
     except filelock.Timeout:
         raise UsageError(
-            f"--output_dir: another process is working on {run.directory}; expected a free one"
+            f"--output_dir: another process is working on {directory}; expected a free one"
         ) from None
-    except PermissionError as error:
-        raise UsageError(f"--output_dir: cannot write to {run.directory}: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_new(directory: pathlib.Path) -> bool:
     """Whether a directory has nothing but what a run has before its flags.cfg is there."""
-    if not directory.is_dir():
-        return False
-    return {entry.name for entry in directory.iterdir()} <= {_LOCK, ".flags.cfg"}
+    return directory.is_dir() and all(
+        entry.name in (_LOCK, ".flags.cfg") or is_temporary(entry.name)
+        for entry in directory.iterdir()
+    )
 
 
 def _check_same(config: Config, run: Run) -> None:

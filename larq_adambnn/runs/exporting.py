@@ -12,13 +12,13 @@ from larq_adambnn.errors import SplitError, UsageError
 from larq_adambnn.export.description import Description, info_path, read
 from larq_adambnn.export.device_profile import read_device
 from larq_adambnn.export.device_times import Device
-from larq_adambnn.files import replace_file, sha256
+from larq_adambnn.files import sha256
 from larq_adambnn.machine import cores
 from larq_adambnn.runs import datasets, provenance, students
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
 
-__all__ = ["check_installed", "devices", "export_run", "is_current"]
+__all__ = ["check_installed", "devices", "export_run", "is_current", "outdated"]
 
 # Images of the check by default: LCE's interpreter takes 10 to 500 ms for one here
 _SMALL_IMAGE, _SMALL_COUNT, _LARGE_COUNT = 64, 1000, 100
@@ -66,7 +66,7 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
         UsageError: there is no trained network, none of it is binary, or a part of it was
             not converted (and that is not allowed).
     """
-    path = run.directory / ("model_int8.tflite" if config.int8 else "model.tflite")
+    path = run.tflite_int8 if config.int8 else run.tflite
     boards = devices(config, path)
     note = ""
     if dataset is None:
@@ -100,9 +100,9 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
     description = dataclasses.replace(
         exported.description, step=step, weights_sha256=sha256(run.weights(step))
     )
-    with replace_file(path) as temporary:
+    with run.replace(path) as temporary:
         temporary.write_bytes(exported.tflite)
-    with replace_file(info_path(path)) as temporary:
+    with run.replace(info_path(path)) as temporary:  # last: it has the sum of the other
         temporary.write_text(description.to_json(), encoding="utf-8")
     return description
 
@@ -111,13 +111,22 @@ def is_current(run: Run) -> bool:
     """Whether model.tflite and export.json are of each other, and of the run's last weights."""
     try:
         description = read(run.export)
-        return (
-            description.step == run.last_step()
-            and description.weights_sha256 == sha256(run.weights(run.last_step()))
-            and description.sha256 == sha256(run.tflite)
-        )
-    except (OSError, UsageError):
+    except UsageError:
         return False
+    return description.weights_sha256 is not None and not outdated(run, description)
+
+
+def outdated(run: Run, description: Description) -> str:
+    """Why what an export.json of a run says is not of the files in it; empty if it is."""
+    tflite, step = run.directory / description.file, run.last_step()
+    if not tflite.is_file():
+        return f"{tflite.name} is not there"
+    if sha256(tflite) != description.sha256:
+        return f"{tflite.name} is another file, or damaged"
+    of = description.weights_sha256  # which older files do not tell
+    if of is not None and (not step or of != sha256(run.weights(step))):
+        return f"the run has other weights now than those of {tflite.name}"
+    return ""
 
 
 def _open(run: Run, config: Config) -> tuple[Dataset, str]:

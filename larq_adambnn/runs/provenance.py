@@ -4,12 +4,10 @@ import dataclasses
 import json
 import math
 
-import dacite
-
 from larq_adambnn.data import Dataset, Description
 from larq_adambnn.data.catalog import class_changes
 from larq_adambnn.errors import UsageError
-from larq_adambnn.files import replace_file
+from larq_adambnn.files import read_json
 from larq_adambnn.runs.directory import Run
 
 __all__ = ["Provenance", "check_same", "of", "read", "write"]
@@ -60,19 +58,13 @@ def read(run: Run) -> Provenance | None:
     Raises:
         UsageError: its data.json is damaged.
     """
-    if not run.data.is_file():
+    if not run.data.exists():
         return None
-    try:
-        content = json.loads(run.data.read_text(encoding="utf-8"))
-        found = dacite.from_dict(
-            Provenance, content, dacite.Config(cast=[tuple, float], check_types=True)
-        )
-        if not _is_sound(found):
-            raise ValueError("its values do not fit each other")
-    except (OSError, ValueError, TypeError, AttributeError, dacite.DaciteError) as error:
+    found = read_json(run.data, Provenance, "what a training wrote")
+    if not _is_sound(found):
         raise UsageError(
-            f"{run.data}: expected what a training wrote: {' '.join(str(error).split())[:300]}"
-        ) from error
+            f"{run.data}: expected what a training wrote: its values do not fit each other"
+        )
     return found
 
 
@@ -90,7 +82,7 @@ def _is_sound(found: Provenance) -> bool:
 
 def write(run: Run, provenance: Provenance) -> None:
     """Replaces a run's data.json, whole or not at all."""
-    with replace_file(run.data) as path:
+    with run.replace(run.data) as path:
         text = json.dumps(dataclasses.asdict(provenance), indent=1, ensure_ascii=False)
         path.write_text(text + "\n", encoding="utf-8")
 

@@ -10,12 +10,21 @@ from larq_adambnn import callbacks
 from larq_adambnn.callbacks.measurements import binary_kernels
 from larq_adambnn.data import Dataset
 from larq_adambnn.errors import UsageError
-from larq_adambnn.files import read_rows, replace_file, write_rows
+from larq_adambnn.files import naming, read_rows, write_rows
 from larq_adambnn.runs import strategies
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
+from larq_adambnn.weights import check_finite
 
-__all__ = ["LAYER_COLUMNS", "Recorder", "Snapshot", "position", "snapshots", "write_scalars"]
+__all__ = [
+    "LAYER_COLUMNS",
+    "Curves",
+    "Recorder",
+    "Snapshot",
+    "position",
+    "read_layers",
+    "snapshots",
+]
 
 # Columns of measurements.csv, one row a binary layer and epoch
 LAYER_COLUMNS = (
@@ -35,13 +44,42 @@ LAYER_COLUMNS = (
 _PROBE = 16  # images whose activations are measured each epoch
 
 
-def write_scalars(writer: tf.summary.SummaryWriter, step: int, values: Mapping[str, float]) -> None:
-    """Writes the points of many curves as one event; a `tf.summary.scalar` each takes longer."""
-    event = tf.compat.v1.Summary()
-    for name, value in values.items():
-        event.value.add(tag=name, simple_value=value)
-    with writer.as_default(step=step):
-        tf.summary.experimental.write_raw_pb(event.SerializeToString())
+class Curves:
+    """TensorBoard's curves of a run, which the chief writes."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        with naming(run.tensorboard, tf.errors.OpError):
+            self._writer = tf.summary.create_file_writer(str(run.tensorboard))
+
+    def write(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Writes the points of many curves as one event; a `tf.summary.scalar` each is slower."""
+        event = tf.compat.v1.Summary()
+        for name, value in values.items():
+            event.value.add(tag=name, simple_value=value)
+        self.run.check()
+        with naming(self.run.tensorboard, tf.errors.OpError), self._writer.as_default(step=epoch):
+            tf.summary.experimental.write_raw_pb(event.SerializeToString())
+            self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def read_layers(run: Run) -> list[dict[str, str]]:
+    """The rows of measurements.csv.
+
+    Raises:
+        UsageError: the file holds something else.
+    """
+    rows = read_rows(run.measurements, required=LAYER_COLUMNS[:3], known=LAYER_COLUMNS)
+    for row in rows:
+        if not (row["step"].isdecimal() and row["epoch"].isdecimal()):
+            raise UsageError(
+                f"{run.measurements}: expected numbers of steps and epochs; received "
+                f"{row['step']!r} and {row['epoch']!r}"
+            )
+    return rows
 
 
 def position(epoch: int, epochs: Sequence[int]) -> tuple[int, int]:
@@ -86,9 +124,7 @@ class Recorder(tf.keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._chief = strategies.is_chief(tf.distribute.get_strategy())
-        self._writer = (
-            tf.summary.create_file_writer(str(self.run.tensorboard)) if self._chief else None
-        )
+        self._curves = Curves(self.run) if self._chief else None
         self._rows: list[dict] | None = None
         self._kernel = next(iter(binary_kernels(self.model).values()), None)
 
@@ -97,7 +133,7 @@ class Recorder(tf.keras.callbacks.Callback):
         if self._rows is None:  # rows after the checkpoint that was resumed are made again
             self._rows = [
                 row
-                for row in read_rows(self.run.measurements)
+                for row in read_layers(self.run)
                 if (int(row["step"]), int(row["epoch"])) < (step, in_step)
             ]
         self._update = self._before = None
@@ -124,13 +160,16 @@ class Recorder(tf.keras.callbacks.Callback):
         for name in names:
             values = {column: by_layer.get(name, "") for column, by_layer in columns.items()}
             self._rows.append({"step": step, "epoch": in_step, "layer": name, **values})
-        write_rows(self.run.measurements, LAYER_COLUMNS, self._rows)
-        curves = {f"{c}/{n}": v for c, by_layer in columns.items() for n, v in by_layer.items()}
-        write_scalars(self._writer, epoch, curves)
+        with self.run.replace(self.run.measurements) as path:
+            write_rows(path, LAYER_COLUMNS, self._rows)
+        self._curves.write(
+            epoch,
+            {f"{c}/{n}": v for c, by_layer in columns.items() for n, v in by_layer.items()},
+        )
 
     def on_train_end(self, logs=None):
-        if self._writer is not None:
-            self._writer.close()
+        if self._curves is not None:
+            self._curves.close()
 
     def _save(self, step: int, epoch: int) -> None:
         # Every worker takes part in reading the variables; the chief writes.
@@ -139,7 +178,7 @@ class Recorder(tf.keras.callbacks.Callback):
             arrays["update"] = self._update
         if self._chief:
             path = self.run.snapshots / f"step{step}_epoch{epoch:04d}.npz"
-            with replace_file(path) as temporary, temporary.open("wb") as file:
+            with self.run.replace(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
 
 
@@ -162,13 +201,14 @@ class Snapshot:
         """Sets the weights of the run's student.
 
         Raises:
-            UsageError: the file cannot be read or is of another network.
+            UsageError: the file cannot be read, is of another network or not finite.
         """
         weights = [self._read(f"weights/{index}") for index in range(len(student.weights))]
         try:
             student.set_weights(weights)
         except ValueError as error:
             raise UsageError(f"{self.path}: expected weights of {student.name}; {error}") from None
+        check_finite(student, self.path)
 
     def update(self) -> np.ndarray:
         """The last update of the first binary layer's latent weights, (h, w, in, out)."""

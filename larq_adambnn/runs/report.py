@@ -1,24 +1,34 @@
 """report.md, its plots, and the table that a training ends with."""
 
-import json
+import dataclasses
 import pathlib
 
 import numpy as np
 
 from larq_adambnn.analysis import figures, style
-from larq_adambnn.export.description import describe, read
-from larq_adambnn.files import replace_file
+from larq_adambnn.data import Problem
+from larq_adambnn.export.description import Description, describe, read
+from larq_adambnn.files import read_json
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.exporting import outdated
 
-__all__ = ["table", "write"]
+__all__ = ["Plot", "table", "write"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """An entry of analysis.json: a file in plots/ and what it shows."""
+
+    plot: str
+    caption: str
 
 
 def table(run: Run, config: Config, seconds: float | None = None) -> str:
     """Test top-1 of the teacher, each step and the .tflite, with sizes and times."""
     rows = [("network", "test top-1", "size", "time")]
     teacher = Run(run.directory / "teacher")
-    if teacher.metrics.is_file():
+    if teacher.metrics.exists():
         rows.append(_row("teacher (real-valued)", teacher, 1))
     names = {
         (True, False): "binary activations",
@@ -28,22 +38,8 @@ def table(run: Run, config: Config, seconds: float | None = None) -> str:
     }
     for step, form in enumerate(config.steps, start=1):
         rows.append(_row(f"step {step} ({names[form]})", run, step))
-    if run.export.is_file():
-        export = read(run.export)
-        accuracy, check = export.accuracy.tflite, export.check
-        part = ""
-        if accuracy is not None:
-            some = f"first {check.images:,} " if check.images < (check.of or 0) else ""
-            if some or check.on.startswith("train"):
-                part = f" ({some}{check.on})"
-        rows.append(
-            (
-                f".tflite{part}",
-                "" if accuracy is None else f"{100 * accuracy:.2f} %",
-                _size(export.bytes),
-                f"{export.seconds:.0f} s",
-            )
-        )
+    if run.export.exists():
+        rows.append(_export_row(run, read(run.export)))
     if seconds is not None:
         rows.append(("all", "", "", f"{seconds:.0f} s"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -56,6 +52,24 @@ def table(run: Run, config: Config, seconds: float | None = None) -> str:
     rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (w + 1)}:|" for w in widths[1:])
     lines.insert(1, rule)
     return "\n".join([*lines, "", f"Everything is in {run.directory}; begin with report.md."])
+
+
+def _export_row(run: Run, export: Description) -> tuple[str, str, str, str]:
+    reason = outdated(run, export)
+    if reason:
+        return (f".tflite ({reason})", "", "", "")
+    accuracy, check = export.accuracy.tflite, export.check
+    part = ""
+    if accuracy is not None:
+        some = f"first {check.images:,} " if check.images < (check.of or 0) else ""
+        if some or check.on.startswith("train"):
+            part = f" ({some}{check.on})"
+    return (
+        f".tflite{part}",
+        "" if accuracy is None else f"{100 * accuracy:.2f} %",
+        _size(export.bytes),
+        f"{export.seconds:.0f} s",
+    )
 
 
 def _row(name: str, run: Run, step: int) -> tuple[str, str, str, str]:
@@ -77,7 +91,7 @@ def _size(count: int) -> str:
 def write(run: Run, config: Config) -> None:
     """Writes report.md and the curves of a run."""
     plots = []
-    if run.metrics.is_file():  # not of an imported network
+    if run.metrics.exists():  # not of an imported network
         plots.append(_curves(run, config, "accuracy", 100, "accuracy (%)"))
         plots.append(_curves(run, config, "loss", 1, "loss"))
     lines = [
@@ -87,27 +101,36 @@ def write(run: Run, config: Config) -> None:
         "",
         *(f"![{path.stem}](plots/{path.name})" for path in plots),
     ]
-    for path in sorted(run.directory.glob("export*.json")):
-        export = read(path)
-        lines += ["", f"## {export.file}", "", *describe(export)]
+    for path in (run.export, run.export_int8):
+        if path.exists():
+            lines += ["", *_export(run, path)]
     lines += _left_out(run)
-    if run.analysis.is_file():
+    if run.analysis.exists():
         lines += ["", "## Analyses"]
-        for entry in json.loads(run.analysis.read_text(encoding="utf-8")):
-            lines += ["", f"![{entry['caption']}](plots/{entry['plot']})", "", entry["caption"]]
+        for entry in read_json(run.analysis, list[Plot], "what --mode=analyze wrote"):
+            lines += ["", f"![{entry.caption}](plots/{entry.plot})", "", entry.caption]
     lines += ["", "## Settings", "", "```", *config.lines(), "```", ""]
-    with replace_file(run.report) as path:
+    with run.replace(run.report) as path:
         path.write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
+
+
+def _export(run: Run, path: pathlib.Path) -> list[str]:
+    """What export.json says, unless that is of other files than are there."""
+    export = read(path)
+    reason = outdated(run, export)
+    told = [f"- {reason}: export it again"] if reason else describe(export)
+    return [f"## {export.file}", "", *told]
 
 
 def _left_out(run: Run) -> list[str]:
     """What --bad_images=skip left out, of each split."""
-    if not run.left_out.is_file():
+    if not run.left_out.exists():
         return []
+    left_out = read_json(run.left_out, dict[str, list[Problem]], "what a training left out")
     lines = ["", "## Images left out", ""]
-    for split, problems in json.loads(run.left_out.read_text(encoding="utf-8")).items():
+    for split, problems in left_out.items():
         lines.append(f"- {split}: {len(problems):,}")
-        lines += [f"    - `{problem['name']}` {problem['reason']}" for problem in problems]
+        lines += [f"    - `{problem.name}` {problem.reason}" for problem in problems]
     return lines
 
 
@@ -121,5 +144,6 @@ def _curves(run: Run, config: Config, name: str, factor: float, label: str) -> p
     ends = [step * config.epochs for step in range(1, len(config.steps))]
     _, figure = figures.curves(series, label=label, boundaries=ends)
     path = run.plots / f"{name}.png"
-    style.save(figure, path)
+    with run.replace(path) as temporary:
+        style.save(figure, temporary)
     return path

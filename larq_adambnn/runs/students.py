@@ -4,7 +4,7 @@ import pathlib
 
 import tensorflow as tf
 
-from larq_adambnn import backbone, layers, models
+from larq_adambnn import backbone, layers, models, weights
 from larq_adambnn.data import Dataset
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs import datasets, provenance
@@ -128,7 +128,6 @@ def check_initial(config: Config, dataset: Dataset | None = None) -> None:
 
 def _load_weights(student: tf.keras.Model, path: pathlib.Path, flag: str) -> None:
     try:
-        student.load_weights(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"--{flag}: cannot read {path}: {reason}") from error
+        weights.load(student, path)
+    except UsageError as error:
+        raise UsageError(f"--{flag}: {error}") from None

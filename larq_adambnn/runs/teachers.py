@@ -13,6 +13,7 @@ from larq_adambnn.runs import datasets, provenance
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
 from larq_adambnn.runs.students import load_student
+from larq_adambnn.weights import check_finite
 
 __all__ = ["check", "freeze", "load", "own_config"]
 
@@ -155,6 +156,7 @@ def _build_application(config: Config, dataset: Dataset):
             f"--teacher_weights: expected weights of {config.teacher} for "
             f"{len(dataset.class_names)} classes; {config.teacher_weights!r}: {reason}"
         ) from error
+    check_finite(model, config.teacher_weights)
     preprocess = sys.modules[build.__module__].preprocess_input
 
     def prepare(images, mean, std):

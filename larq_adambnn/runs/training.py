@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import errno
 import gc
-import os
+import pathlib
 import sys
 import tempfile
 import time
@@ -12,18 +11,26 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import backbone, callbacks, distillation, layers, losses, optimizers
+from larq_adambnn import (
+    backbone,
+    callbacks,
+    distillation,
+    layers,
+    losses,
+    optimizers,
+    weights,
+)
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.dataset import explained
 from larq_adambnn.errors import UsageError
-from larq_adambnn.files import replace_file
+from larq_adambnn.files import explain, has_right_sum
 from larq_adambnn.runs import advice, datasets, exporting, recording, report, strategies, teachers
 from larq_adambnn.runs.checkpoint import Checkpoint
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import COLUMNS, Run, open_run
 from larq_adambnn.runs.students import check_initial, initial_student, load_student
 
-__all__ = ["compiled", "run_callbacks", "train", "train_run"]
+__all__ = ["compiled", "run_callbacks", "train"]
 
 
 def train(config: Config, dataset: Dataset | None = None) -> None:
@@ -51,11 +58,14 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
     notes = advice.notes(config, dataset, strategy.num_replicas_in_sync)
     for note in notes if strategies.is_chief(strategy) else ():
         print(f"note: {note}", file=sys.stderr)
-    with strategy.scope(), strategies.explained():
-        train_run(config, dataset)
-    if not strategies.is_chief(strategy):
-        return
-    with open_run(config) as run:
+    with strategy.scope(), strategies.explained():  # before there is a directory
+        finished = _finished(config, Run(config.output_dir))
+        teacher = None if finished else _given_teacher(config, dataset)
+    with _opened(config, strategy) as run:
+        with strategy.scope(), strategies.explained():
+            _fit(config, run, dataset, teacher)
+        if not strategies.is_chief(strategy):
+            return
         try:
             if exported and not exporting.is_current(run):
                 exporting.export_run(run, config, dataset)
@@ -65,24 +75,19 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
             print(report.table(run, config, seconds=time.perf_counter() - start))
 
 
-def train_run(config: Config, dataset: Dataset, *, title: str = "") -> None:
-    """Trains every step of a run that is not finished yet, in the strategy in scope."""
-    strategy = tf.distribute.get_strategy()
-    run = Run(config.output_dir)
-    teacher = None if _finished(config, run) else _given_teacher(config, dataset)
+@contextlib.contextmanager
+def _opened(config: Config, strategy: tf.distribute.Strategy):
+    """The run of a config, which the chief takes."""
     if not strategies.is_chief(strategy):
-        datasets.check_same(dataset, run)
-        _fit(config, run, dataset, teacher)
+        yield Run(config.output_dir)
         return
     with open_run(config) as run:
-        datasets.remember(dataset, config, run)
-        if title:
-            print(title, flush=True)
-        _fit(config, run, dataset, teacher)
+        yield run
 
 
 def _finished(config: Config, run: Run) -> bool:
-    return run.weights(len(config.steps)).is_file()
+    final = run.weights(len(config.steps))
+    return final.is_file() and has_right_sum(final)
 
 
 def _own(dataset: Dataset, config: Config) -> Dataset:
@@ -99,17 +104,35 @@ def _own(dataset: Dataset, config: Config) -> Dataset:
 
 
 def _fit(config: Config, run: Run, dataset: Dataset, teacher) -> None:
-    """Trains what is left; the teacher is None, or the one that was given."""
+    """Trains every step of a run that is not finished yet, in the strategy in scope.
+
+    The weights of the last step are written last: a run that has them has everything else.
+
+    Args:
+        config, run, dataset: what is trained.
+        teacher: the one that was given; None if there is none, or it is to be trained.
+    """
+    strategy = tf.distribute.get_strategy()
+    chief = strategies.is_chief(strategy)
+    if chief:
+        datasets.remember(dataset, config, run)
+    else:
+        datasets.check_same(dataset, run)
+    epochs = (config.epochs,) * len(config.steps)
     if _finished(config, run):
         return
-    strategy = tf.distribute.get_strategy()
-    epochs = (config.epochs,) * len(config.steps)
+    final = run.weights(len(epochs))
+    if final.is_file():
+        print(f"{final} is damaged; it is made again from the last checkpoint", file=sys.stderr)
     if config.loss != "cross_entropy" and teacher is None:
         teacher = _own_teacher(config, run, dataset)
     model = compiled(config, dataset, teacher)
     *others, checkpoint = run_callbacks(config, run, dataset, epochs)
+    log = next(callback for callback in others if isinstance(callback, _Log))
     done = checkpoint.restore(model)
     first_epoch = done // dataset.iterations_per_epoch
+    if config.reload_best and first_epoch and done <= epochs[0] * dataset.iterations_per_epoch:
+        weights.check(run.best_weights)
     if done:
         print(
             f"resuming after {first_epoch} of {sum(epochs)} epochs (iteration {done})", flush=True
@@ -122,8 +145,9 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher) -> None:
             initial_epoch=first_epoch,
             steps_per_epoch=dataset.iterations_per_epoch,
             callbacks=[*others, checkpoint],
-            verbose=1 if sys.stdout.isatty() and strategies.is_chief(strategy) else 0,
+            verbose=1 if sys.stdout.isatty() and chief else 0,
         )
+        log.save_weights(final)
     strategies.wait_for_all(strategy)  # the files that the chief wrote are there now
     del model, teacher
     gc.collect()
@@ -138,7 +162,7 @@ def run_callbacks(
     recorder = recording.Recorder(run, config, dataset, epochs)
     stateful = [*average, *recorder.measurements, log]
     checkpoint = Checkpoint(
-        run.checkpoints, dataset.iterations_per_epoch, stateful, every=config.checkpoint_iterations
+        run, dataset.iterations_per_epoch, stateful, every=config.checkpoint_iterations
     )
     return [*_recipe(config, run, epochs), *stateful, recorder, checkpoint]
 
@@ -157,8 +181,12 @@ def _own_teacher(config: Config, run: Run, dataset: Dataset):
     if dataset.settings.mixes:
         settings = dataclasses.replace(dataset.settings, mixup=0.0, cutmix=0.0)
         unmixed = dataclasses.replace(dataset, settings=settings)
-    train_run(own, unmixed, title="teacher: the real-valued network, on the labels")
-    return teachers.freeze(load_student(Run(own.output_dir), own, dataset), dataset)
+    run.check()  # before its directory is made again
+    with _opened(own, tf.distribute.get_strategy()) as teacher:
+        if strategies.is_chief(tf.distribute.get_strategy()):
+            print("teacher: the real-valued network, on the labels", flush=True)
+        _fit(own, teacher, unmixed, None)
+        return teachers.freeze(load_student(teacher, own, dataset), dataset)
 
 
 def compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distiller:
@@ -220,15 +248,12 @@ def _explained(checkpoint: Checkpoint):
             raise
         raise UsageError(
             f"training: expected a finite loss; received another at iteration "
-            f"{checkpoint.iteration + 1}. {checkpoint.last()}"
+            f"{checkpoint.iteration + 1}. {checkpoint.last()} A lower --learning_rate may help"
         ) from error
-    except (OSError, RuntimeError) as error:  # h5py raises the latter
-        if os.strerror(errno.ENOSPC) not in str(error):
+    except OSError as error:
+        if error.filename is None:
             raise
-        raise UsageError(
-            f"--output_dir: no space left on the device of {checkpoint.directory}. "
-            f"{checkpoint.last()}"
-        ) from error
+        raise UsageError(f"--output_dir: {explain(error)}. {checkpoint.last()}") from error
 
 
 class _Log(tf.keras.callbacks.Callback):
@@ -242,16 +267,18 @@ class _Log(tf.keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._chief = strategies.is_chief(tf.distribute.get_strategy())
-        self._rows = None
-        self._writer = (
-            tf.summary.create_file_writer(str(self.run.tensorboard))
-            if self._chief
-            else tf.summary.create_noop_writer()
-        )
+        self._rows = self._curves = None
+        self._start = time.perf_counter()
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._rows is None:  # rows after the checkpoint that was resumed are made again
             self._rows = self.run.read_metrics()[:epoch]
+            if len(self._rows) < epoch:
+                raise UsageError(
+                    f"{self.run.metrics}: expected a row of each of the {epoch} epochs before; "
+                    f"it has {len(self._rows)}"
+                )
+            self._curves = recording.Curves(self.run) if self._chief else None
         self._earlier = 0.0
         self._start = time.perf_counter()
 
@@ -265,15 +292,16 @@ class _Log(tf.keras.callbacks.Callback):
         self._rows.append(row)
         if self._chief:
             self.run.write_metrics(self._rows)
-            self._write_summary(epoch, row)
+            self._curves.write(epoch, row)
             self._print(row)
         if self.config.reload_best and step == 1 and best:
-            self._save_weights(self.run.best_weights)
-        if in_step == self.epochs[step - 1]:
-            self._save_weights(self.run.weights(step))
+            self.save_weights(self.run.best_weights)
+        if in_step == self.epochs[step - 1] and step < len(self.epochs):
+            self.save_weights(self.run.weights(step))
 
     def on_train_end(self, logs=None):
-        self._writer.close()
+        if self._curves is not None:
+            self._curves.close()
 
     def _row(self, logs, step: int, in_step: int) -> dict[str, float]:
         seconds = self._seconds()
@@ -287,10 +315,6 @@ class _Log(tf.keras.callbacks.Callback):
         }
         return {name: row[name] for name in COLUMNS if name in row}
 
-    def _write_summary(self, epoch: int, row: dict[str, float]) -> None:
-        recording.write_scalars(self._writer, epoch, row)
-        self._writer.flush()
-
     def _print(self, row: dict[str, float]) -> None:
         binary = any(self.config.steps[row["step"] - 1])
         print(
@@ -302,16 +326,16 @@ class _Log(tf.keras.callbacks.Callback):
             flush=True,
         )
 
-    def _save_weights(self, path) -> None:
+    def save_weights(self, path: pathlib.Path) -> None:
         """Saves the student; every worker takes part in reading, the chief writes."""
         averaged = self.average.swapped() if self.average else contextlib.nullcontext()
         with averaged, contextlib.ExitStack() as stack:
             if self._chief:
-                target = stack.enter_context(replace_file(path))
+                target = stack.enter_context(self.run.replace(path))
             else:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
-                target = f"{folder}/{path.name}"
-            self.model.student.save_weights(str(target), save_format="h5")
+                target = pathlib.Path(folder, path.name)
+            weights.save(self.model.student, target)
 
     def _seconds(self) -> float:
         return self._earlier + time.perf_counter() - self._start

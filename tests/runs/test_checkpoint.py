@@ -1,6 +1,7 @@
 """Runs that are killed, stopped, damaged or crowded out, as real processes."""
 
 import csv
+import hashlib
 import random
 import shutil
 import signal
@@ -10,8 +11,15 @@ import time
 
 import numpy as np
 import pytest
+import small
 from processes import SMALL
 from small import flags_of
+
+from larq_adambnn import models
+from larq_adambnn.errors import UsageError
+from larq_adambnn.runs import datasets, training
+from larq_adambnn.runs.config import load_run
+from larq_adambnn.runs.directory import Run
 
 KILLS = 20
 
@@ -124,16 +132,55 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     assert_same_end(run, reference)
 
 
-def test_truncated_checkpoint_is_damaged(start, reference, data_dir, tmp_path):
+def test_killed_after_any_write_of_the_end_ends_like_the_undisturbed_run(
+    server, start, data_dir, tmp_path
+):
+    """A kill leaves what was written until then, which copies of the run show."""
+    run, copies = tmp_path / "run", tmp_path / "copies"
+    flags = ("--loss=cross_entropy", "--reload_best")
+    environment = {"COPIES_OF": str(run), "COPIES_IN": str(copies)}
+    process = server.start(*flags_of(run, data_dir, *flags), environment=environment)
+    status, _, err = process.finish()
+    assert status == 0, err
+    states = sorted(copies.iterdir())
+    names = [state.name.split(" ")[1] for state in states]
+    (end_of_step1,) = (i for i, name in enumerate(names) if name == "step1.weights.h5")
+    last_epoch = max(i for i, name in enumerate(names) if name == "metrics.csv")
+    assert names[last_epoch:] == [
+        "metrics.csv",
+        "step2_epoch0002.npz",
+        "measurements.csv",
+        "000000016.npz",
+        "step2.weights.h5",
+        "accuracy.png",
+        "loss.png",
+        "report.md",
+    ]
+    for state in (states[end_of_step1], *states[last_epoch : last_epoch + 5]):
+        status, _, err = start(state, data_dir, *flags).finish()
+        assert status == 0, err
+        assert_same_end(state, run)
+        # The checkpoints' names are not the same, whose sums are of the seconds too.
+        for path in (*run.glob("checkpoints/*.h5"), run / "measurements.csv"):
+            assert (state / path.relative_to(run)).read_bytes() == path.read_bytes(), path
+        for folder in ("checkpoints/snapshots", "plots", "."):
+            expected = {path.name for path in (run / folder).iterdir()}
+            assert {path.name for path in (state / folder).iterdir()} == expected
+
+
+def test_damaged_final_weights_are_made_again_from_the_last_checkpoint(
+    start, reference, data_dir, tmp_path
+):
     run = tmp_path / "run"
     shutil.copytree(reference, run)
-    (run / "checkpoints" / "step2.weights.h5").unlink()
-    newest = newest_checkpoint(run)
-    newest.write_bytes(newest.read_bytes()[:1000])
-    code, _, err = start(run, data_dir, "--teacher=self", "--checkpoint_iterations=3").finish()
+    path = run / "checkpoints" / "step2.weights.h5"
+    expected = path.read_bytes()
+    path.write_bytes(expected[:3000] + b"?" + expected[3001:])
+    code, out, err = start(run, data_dir, "--teacher=self", "--checkpoint_iterations=3").finish()
     assert code == 0, err
-    assert "is damaged" in err
-    assert_same_end(run, reference)
+    assert err.startswith(f"{path} is damaged") and err.count("\n") == 1
+    assert "resuming after 4 of 4 epochs" in out
+    assert path.read_bytes() == expected
 
 
 def test_finished_run_is_only_reported_again(start, reference, data_dir):
@@ -221,6 +268,178 @@ def test_loss_that_is_not_finite_stops_the_run(start, data_dir, tmp_path):
     assert "expected a finite loss; received another at iteration " in err
     step = int(err.split("at iteration ")[1].split(".")[0])
     assert f"The last good checkpoint is at iteration {step - 1}." in err or "no checkpoint" in err
+    assert "--learning_rate" in err
     for path in (run / "checkpoints").glob("[0-9]*.npz"):
         with np.load(path) as file:
-            assert np.isfinite(file["metric/0"])
+            assert all(np.isfinite(file[name]).all() for name in file if "callback" not in name)
+
+
+# The directory of a run, while it is trained
+
+
+def removed(run, start):
+    shutil.rmtree(run)
+
+
+def moved(run, start):
+    run.rename(run.with_name("moved"))
+
+
+def begun_anew(run, start):
+    shutil.rmtree(run)
+    status, _, err = start("--epochs=1", "--learning_rate=1e-3").finish()
+    assert status == 0, err
+
+
+@pytest.mark.parametrize("change", [removed, moved, begun_anew])
+def test_a_run_whose_directory_is_another_stops_and_writes_nothing_there(
+    change, start, data_dir, tmp_path
+):
+    run = tmp_path / "run"
+
+    def begin(*flags, directory=run):
+        return start(directory, data_dir, "--loss=cross_entropy", *flags)
+
+    process = begin("--epochs=200")
+    process.wait_until(lambda: list((run / "checkpoints").glob("0*.npz")))
+    process.send_signal(signal.SIGSTOP)  # so that there is one thing at a time
+    change(run, begin)
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} if run.exists() else None
+    process.send_signal(signal.SIGCONT)
+    status, _, err = process.finish()
+    assert status == 2, err
+    assert err.startswith(f"error: --output_dir: expected {run} to stay the run that it was")
+    assert err.count("\n") == 1
+    after = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} if run.exists() else None
+    assert after == before
+    if change is moved:
+        process = begin("--epochs=200", directory=tmp_path / "moved")
+        process.wait_for("resuming after")
+        process.kill()
+
+
+# Checkpoints and weights that are not what they should be
+
+
+def rewritten(change):
+    """The newest checkpoint with other content, and the sum of that in its name."""
+
+    def damage(run):
+        path = newest_checkpoint(run)
+        with np.load(path) as file:
+            state = dict(file)
+        change(state)
+        path.unlink()
+        new = run / "checkpoints" / "new.npz"
+        np.savez(new, **state)
+        digest = hashlib.sha256(new.read_bytes()).hexdigest()[:32]
+        return new.rename(path.with_name(f"{path.name.split('-')[0]}-{digest}.npz"))
+
+    return damage
+
+
+def flipped(run):
+    path = newest_checkpoint(run)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def cut(run):
+    path = newest_checkpoint(run)
+    path.write_bytes(path.read_bytes()[:1000])
+    return path
+
+
+def set_to(name, value):
+    return rewritten(lambda state: state.update({name: value(state[name])}))
+
+
+def not_finite(array):
+    return np.full_like(array, np.nan)
+
+
+DAMAGES = {
+    "flipped": (flipped, "is damaged"),
+    "cut": (cut, "is damaged"),
+    "no such weight": (rewritten(lambda state: state.pop("model/3")), "is of another training"),
+    "no such metric": (rewritten(lambda state: state.pop("metric/0")), "is of another training"),
+    "no such callback": (
+        rewritten(lambda state: state.pop("callback/0/flips")),
+        "is of another training (callback/0/flips)",
+    ),
+    "shape": (set_to("optimizer/5", lambda array: array[None]), "is of another training"),
+    "type": (set_to("model/1", lambda array: array.astype(float)), "is of another training"),
+    "not finite": (set_to("model/0", not_finite), "has weights that are not finite"),
+}
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_is_not_what_was_written_gives_way_to_the_one_before(
+    damage, reference, small_network, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    make, reason = DAMAGES[damage]
+    path = make(run)
+    (before,) = (p for p in (run / "checkpoints").glob("*.npz") if p != path)
+    foreign = run / "checkpoints" / "000000099-abcdef (copy).npz"
+    foreign.write_bytes(b"mine")
+    settings = load_run(run)
+    checkpoint = restored(settings)
+    assert checkpoint.iteration == int(before.name.split("-")[0]) == 15
+    err = capsys.readouterr().err
+    assert err.startswith(f"checkpoint {path.name} {reason}")
+    assert err.endswith("; using the one before\n") and err.count("\n") == 1
+    assert path.with_suffix(".damaged").is_file()
+    assert foreign.read_bytes() == b"mine"
+
+
+def test_without_a_good_checkpoint_the_training_begins_anew(
+    reference, small_network, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    for path in (run / "checkpoints").glob("*.npz"):
+        path.write_bytes(b"no checkpoint")
+    assert restored(load_run(run)).iteration == 0
+    assert capsys.readouterr().err.endswith("there is none before; the training begins anew\n")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_not_saved(
+    value, reference, small_network, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    before = set((run / "checkpoints").iterdir())
+    checkpoint = restored(load_run(run))
+    checkpoint.on_train_begin()
+    try:
+        variable = checkpoint.model.student.trainable_variables[-1]
+        variable.assign(np.where(np.arange(10) == 3, value, variable.numpy()))
+        with pytest.raises(
+            UsageError, match=r"not finite after iteration 16\..* at iteration 16\."
+        ):
+            checkpoint.on_epoch_end(3)
+    finally:
+        checkpoint.on_train_end()
+    assert set((run / "checkpoints").iterdir()) == before
+
+
+def restored(settings):
+    """The checkpoint of a run after its model was restored."""
+    dataset = datasets.load(settings)
+    model = training.compiled(settings, dataset, None)
+    run = Run(settings.output_dir)
+    callbacks = training.run_callbacks(settings, run, dataset, (settings.epochs,) * 2)
+    for callback in callbacks:
+        callback.set_model(model)
+    callbacks[-1].restore(model)
+    return callbacks[-1]

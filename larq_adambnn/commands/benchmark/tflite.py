@@ -39,7 +39,7 @@ def main(config: Config) -> None:
     path = config.tflite or pathlib.Path(config.run or config.output_dir) / "model.tflite"
     if not pathlib.Path(path).is_file():
         raise UsageError(f"--tflite: expected a .tflite file or a run with one; {path} is none")
-    tflite = evaluate.read_tflite(path)
+    tflite, _ = evaluate.read_tflite(path)
     times = whole_times(tflite)
     print(
         f"{path} on {platform.machine()}, one thread: an image takes "

@@ -8,11 +8,11 @@ import numpy as np
 from larq_adambnn.analysis import figures, style
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
 from larq_adambnn.commands.study.matrices import CLAIMS, Row
-from larq_adambnn.files import read_rows, replace_file, write_rows
+from larq_adambnn.files import replace_file, write_rows
 from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
-from larq_adambnn.runs.recording import snapshots
+from larq_adambnn.runs.recording import read_layers, snapshots
 from larq_adambnn.runs.students import load_student
 
 __all__ = ["write"]
@@ -81,12 +81,12 @@ def write(config: Config, rows: Sequence[Row], runs: Mapping[str, Sequence[Confi
         name: [_measure(run, name, directory, dataset) for run in of_row]
         for name, of_row in runs.items()
     }
-    write_rows(
-        directory / "study.csv", _CSV, [cell for cells in measured.values() for cell in cells]
-    )
+    with replace_file(directory / "study.csv") as path:
+        write_rows(path, _CSV, [cell for cells in measured.values() for cell in cells])
     plots = []
     for name, title, figure in _plots(config, runs, measured, dataset):
-        style.save(figure, directory / "plots" / f"{name}.png")
+        with replace_file(directory / "plots" / f"{name}.png") as path:
+            style.save(figure, path)
         plots += ["", f"![{title}](plots/{name}.png)", "", title]
     table = _table(config, rows, measured)
     lines = [
@@ -172,7 +172,7 @@ def _measure(config: Config, row: str, study: pathlib.Path, dataset) -> dict:
 
 def _first_layer(run: Run, step: int) -> dict[str, list[float]]:
     """The first binary layer's columns of measurements.csv in a step."""
-    rows = read_rows(run.measurements)
+    rows = read_layers(run)
     rows = [r for r in rows if r["layer"] == rows[0]["layer"] and int(r["step"]) == step]
     return {name: [float(row[name]) for row in rows] for name in ("saturation", "sdam")}
 

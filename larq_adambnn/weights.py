@@ -1,0 +1,62 @@
+"""Files of a model's weights: Keras's HDF5 with a sum at its end, and finite."""
+
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from larq_adambnn.errors import UsageError
+from larq_adambnn.files import add_sum, has_right_sum
+
+__all__ = ["check", "check_finite", "load", "save"]
+
+
+def save(model: tf.keras.Model, path: pathlib.Path) -> None:
+    """Writes NAME.weights.h5; `load` and any reader of Keras's format take it.
+
+    Raises:
+        UsageError: a weight is not finite.
+    """
+    check_finite(model, path)
+    model.save_weights(str(path), save_format="h5")
+    add_sum(path)
+
+
+def load(model: tf.keras.Model, path: str | os.PathLike) -> None:
+    """Sets a model's weights to those of a file, which need not be one of `save`.
+
+    Raises:
+        UsageError: the file is damaged, is of another network or has weights that are not finite.
+        FileNotFoundError: there is none.
+    """
+    if pathlib.Path(path).is_file():  # a checkpoint of TensorFlow is several files
+        check(pathlib.Path(path))
+    try:
+        model.load_weights(str(path))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # h5py raises the last
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path}: cannot read weights of {model.name}: {reason}") from error
+    check_finite(model, path)
+
+
+def check(path: pathlib.Path) -> None:
+    """Raises UsageError if a file has another sum than it was written with."""
+    if not has_right_sum(path):
+        raise UsageError(f"{path}: cannot read weights: the file is damaged, its SHA-256 is wrong")
+
+
+def check_finite(model: tf.keras.Model, origin: str | os.PathLike) -> None:
+    """Raises UsageError if a weight of a model is NaN or infinite, with its name.
+
+    Args:
+        model: any.
+        origin: where the weights are from or go to, for the message.
+    """
+    for weight in model.weights:
+        if not np.isfinite(weight.numpy()).all():
+            raise UsageError(
+                f"{origin}: expected finite weights; {weight.name} has NaN or infinity"
+            )
