@@ -109,7 +109,7 @@ def classify(
     expect("class_names", class_names, names())
     _check_input(network, preparation)
     for file in files:
-        if defect := _defect(file, preparation.channels):
+        if defect := image_formats.file_defect(file, preparation.channels):
             raise UsageError(f"images: {printable(file)} {defect}")
     dataset = from_files(files, preparation, class_names)
     batches = dataset.evaluation(batch_size=_BATCH).as_numpy_iterator()
@@ -139,17 +139,6 @@ def _check_outputs(of_batch: np.ndarray, class_names: Sequence[str]) -> None:
             f"Expected as many class names as the network has outputs, {of_batch.shape[-1]}. "
             f"Received: {len(class_names)}"
         )
-
-
-def _defect(file: str | os.PathLike, channels: int) -> str:
-    """Why a file is no image, or ""."""
-    if not os.path.isfile(file):
-        return "is no file, or a link to none"
-    try:
-        with open(file, "rb") as opened:
-            return image_formats.defect(opened.read(), channels)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
 
 
 def _best(probabilities: np.ndarray, class_names: Sequence[str]) -> list[Guess]:

@@ -19,6 +19,12 @@ __all__ = ["main", "run"]
 _MODULES = {"import": "import_checkpoint"}
 # A value of more than 200 characters in a message: quoted, or without a blank
 _LONG = re.compile(r"(?<!\w)(['\"])(?:\\.|(?!\1)[^\\]){200,}\1(?!\w)|\S{201,}")
+_LONGEST = 300  # characters of the reason of an error that is not the user's
+# Of an error in a graph: the heads of its parts, lines of a stack, and names of nodes
+_PLACE = re.compile(
+    r"Graph execution error:|Detected at node .*|<stack traces .*|File \".*|Hint: .*|\[\[.*|"
+    r"\[Op:.*|\{\{.*?\}\} ?"
+)
 # The library's messages name arguments: at the beginning, and with a value anywhere
 _NAMES = "|".join(field.name for field in dataclasses.fields(Config))
 _ARGUMENT = re.compile(rf"(?:^|(?<![-\w./])(?=\w+=))({_NAMES})(?=: |=)")
@@ -96,8 +102,19 @@ def _main(arguments: list[str]) -> int:
         bad_example = importlib.import_module("larq_adambnn.data").bad_example(error)
         if bad_example:
             return _fail(bad_example)
-        reason = str(error).strip() or type(error).__name__
-        return _fail(f"{type(error).__name__}: {reason} (--debug shows more)", status=1)
+        if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+            return _fail(
+                "out of memory; expected a smaller --batch_size, more --microbatches or a smaller "
+                f"--image_size ({_reason(error)})"
+            )
+        return _fail(f"{type(error).__name__}: {_reason(error)} (--debug shows more)", status=1)
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says, without where in a graph of TensorFlow it happened."""
+    lines = (_PLACE.sub("", line).strip() for line in str(error).splitlines())
+    reason = " ".join(line for line in lines if line) or type(error).__name__
+    return reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
 
 
 def _check_texts(config: Config) -> None:

@@ -1,17 +1,20 @@
 """--mode=evaluate: accuracy of a run or of a .tflite on a split."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator, Sequence
 
 from larq_adambnn import inference
 from larq_adambnn.data import Dataset, Description
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description, interpreter
+from larq_adambnn.export.workers import FileError
 from larq_adambnn.runs import datasets, exporting, provenance, students
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
 
-__all__ = ["main", "read_tflite"]
+__all__ = ["check_fits", "main", "naming", "read_tflite"]
 
 
 def main(config: Config) -> None:
@@ -29,19 +32,21 @@ def main(config: Config) -> None:
         dataset = _as_exported(config, tflite, exported)
     split = dataset.split_name(config.split)
     if tflite is not None:
-        _check_fits(tflite, config.tflite, dataset)
+        source = f"{dataset.name} has at --image_size={dataset.settings.image_size}"
+        check_fits(tflite, config.tflite, dataset.input_shape, dataset.class_names, source)
         network, name = tflite, config.tflite
     else:
         network = students.load_student(Run(directory), run_config, dataset)
         name = directory
-    accuracy = inference.evaluate(network, dataset, split)
+    with naming(config.tflite):
+        accuracy = inference.evaluate(network, dataset, split)
     print(
         f"{name}: {split} top-1 {100 * accuracy.top1:.2f} %, "
         f"top-5 {100 * accuracy.top5:.2f} % of {accuracy.images} images"
     )
 
 
-def read_tflite(path: str) -> tuple[bytes, Description | None]:
+def read_tflite(path: str) -> tuple[bytes, description.Description | None]:
     """The bytes of a file that LCE's interpreter can run, and what its export.json says.
 
     Raises:
@@ -49,11 +54,18 @@ def read_tflite(path: str) -> tuple[bytes, Description | None]:
     """
     exporting.check_installed()
     tflite = pathlib.Path(path).read_bytes()
-    try:
+    with naming(path, ValueError):
         interpreter.load(tflite)
-    except ValueError as error:
-        raise UsageError(f"--tflite: {path}: {error}") from None
     return tflite, description.find(pathlib.Path(path), tflite)
+
+
+@contextlib.contextmanager
+def naming(path: str, kind: type[Exception] = FileError) -> Iterator[None]:
+    """Puts the name of a .tflite before what is wrong with it."""
+    try:
+        yield
+    except kind as error:
+        raise UsageError(f"--tflite: {path}: {error}") from None
 
 
 def _as_exported(
@@ -76,12 +88,19 @@ def _as_exported(
     return dataclasses.replace(dataset, preparation=prepared.preparation)
 
 
-def _check_fits(tflite: bytes, path: str, dataset: Dataset) -> None:
+def check_fits(
+    tflite: bytes,
+    path: str,
+    input_shape: Sequence[int],
+    class_names: Sequence[str],
+    source: str,
+) -> None:
+    """Raises UsageError unless a file takes such images and gives a logit for each class."""
     found = description.signature(tflite)
-    expected = {"input": list(dataset.input_shape), "output": [len(dataset.class_names)]}
+    expected = {"input": list(input_shape), "output": [len(class_names)]}
     for name, shape in expected.items():
         if found[name].shape[1:] != shape:
             raise UsageError(
-                f"--tflite: expected an {name} of {shape}, as {dataset.name} has at "
-                f"--image_size={dataset.settings.image_size}; {path} has {found[name].shape[1:]}"
+                f"--tflite: expected an {name} of {shape}, as {source}; {path} has "
+                f"{found[name].shape[1:]}"
             )

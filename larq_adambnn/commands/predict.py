@@ -4,11 +4,12 @@ import json
 import pathlib
 
 from larq_adambnn import inference
-from larq_adambnn.commands.evaluate import read_tflite
+from larq_adambnn.commands.evaluate import check_fits, naming, read_tflite
 from larq_adambnn.data.folder import hidden
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import printable
 from larq_adambnn.inference import Guess
+from larq_adambnn.machine import quiet
 from larq_adambnn.runs import datasets, provenance, students
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
@@ -39,13 +40,16 @@ def main(config: Config) -> None:
                 f"{config.tflite}; they are not there"
             )
         preparation, class_names = known.preprocessing.preparation, tuple(known.class_names)
+        source = "its export.json says"
+        check_fits(network, config.tflite, preparation.input_shape, class_names, source)
     else:
         directory = config.run or config.output_dir
         run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
         dataset = datasets.without_images(run_config, provenance.read(Run(directory)))
         preparation, class_names = dataset.preparation, dataset.class_names
         network = students.load_student(Run(directory), run_config, dataset)
-    guesses = inference.classify(network, files, preparation, class_names)
+    with naming(config.tflite), quiet():  # libjpeg's notes do not name the file
+        guesses = inference.classify(network, files, preparation, class_names)
     found = list(zip(map(printable, files), guesses, strict=True))
     print(_json(found) if config.json else _table(found))
 

@@ -37,8 +37,8 @@ def defects(source: Source, split: str) -> tuple[list[Problem], list[str]]:
     bar.close()
     problems = []
     for index in map(int, np.flatnonzero(~read)):
-        reason = source.defect(index) or "failed when it was read, but not when it was read again"
-        problems.append(Problem(source.name(index), reason, index))
+        if reason := source.defect(index):  # read again, alone
+            problems.append(Problem(source.name(index), reason, index))
     return problems, rotated
 
 

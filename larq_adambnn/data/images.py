@@ -1,8 +1,12 @@
 """Encoded images: decoding a part of one in a TensorFlow graph, and saying why one cannot be."""
 
+import contextlib
+import ctypes
 import io
+import os
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import PIL.Image
@@ -11,13 +15,23 @@ import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin  # Pillow loads neither of the two by itself for named formats
 import tensorflow as tf
 
-__all__ = ["MAX_PIXELS", "convert", "decode", "defect", "rotation", "upright"]
+__all__ = [
+    "MAX_PIXELS",
+    "convert",
+    "decode",
+    "defect",
+    "file_defect",
+    "manageable",
+    "rotation",
+]
 
-# A few bytes may claim an image that fills the memory.
-_MEMORY = 3 * 2**28  # bytes that decoding may take; ImageNet's largest image has 61 million pixels
-_BYTES = 12  # a pixel: as Pillow holds it, and as an array and its copy
-_WEBP_BYTES = 32  # its decoder holds several whole images
-MAX_PIXELS = _MEMORY // _BYTES
+# A few bytes may claim an image that fills the memory, and a process is to take at most 1 GB.
+# Images of more pixels than _LARGE are decoded one at a time, and reduced.  ImageNet's largest
+# has 61 million.  WebP's decoder holds several whole images, that of a progressive JPEG two.
+_LARGE, _LARGE_WEBP = 2**23, 2**22
+MAX_PIXELS, _MAX_PROGRESSIVE, _MAX_WEBP = 2**26, 3 * 2**24, 3 * 2**22
+_MAX_FILE = 2**28  # bytes; what MAX_PIXELS take without a compression
+_ONE_AT_A_TIME = threading.Lock()
 # What torchvision's image folders hold (and GIF, which TFDS knows).  Naming the formats keeps
 # Pillow from the ones that start other programs, such as EPS.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -36,7 +50,8 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
     Of a JPEG only the window is decoded; its first and last column may differ by a few
     1/255 from those of the whole image, whose colours are interpolated from beyond.  What is
     neither PNG nor a JPEG that ends as one goes through Pillow: other formats, JPEGs with
-    bytes after their end, damaged ones.  A rotation noted in EXIF is not applied, as
+    bytes after their end, damaged ones, and all of more than 8 million pixels, which are
+    decoded to a half or a quarter of their size.  A rotation noted in EXIF is not applied, as
     torchvision's image folders do not.
 
     Args:
@@ -46,7 +61,7 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
         window: function from (height, width) to int32 (top, left, height, width).
 
     Returns:
-        uint8 (h, w, channels), and int32 (height, width) of the whole image.
+        uint8 (h, w, channels), and int32 (height, width) of the whole image as it is decoded.
 
     Raises:
         tf.errors.OpError: when run, on what is no image; `defect` says why.
@@ -57,10 +72,19 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
     is_jpeg = (tf.strings.substr(start, 0, 3) == _JPEG_START) & (end == _JPEG_END)
     is_png = (start == _PNG_START) & (length > _PNG_HEADER)
 
+    def jpeg_shape():
+        return tf.io.extract_jpeg_shape(encoded)[:2]
+
+    def png_shape():
+        size = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False)
+        return tf.reverse(size, [0])
+
+    def by_tensorflow(is_kind, shape):
+        return is_kind & tf.cond(is_kind, lambda: _is_small(shape()), lambda: False)
+
     def jpeg():
         *shape, components = tf.unstack(tf.io.extract_jpeg_shape(encoded))
-        with tf.control_dependencies([_check_size(shape)]):
-            part = window(*shape)
+        part = window(*shape)
 
         def crop(channels):
             # The accurate DCT is as fast here, and gives Pillow's values exactly.
@@ -71,10 +95,8 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
         return converted(crop, components == 1), tf.stack(shape)
 
     def png():
-        size = tf.reverse(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False), [0])
         is_grey = tf.reduce_any(tf.strings.substr(encoded, _PNG_COLOUR, 1) == _GREY)
-        with tf.control_dependencies([_check_size(size)]):
-            return converted(lambda channels: tf.io.decode_png(encoded, channels), is_grey)
+        return converted(lambda channels: tf.io.decode_png(encoded, channels), is_grey)
 
     def converted(decoded, is_grey):
         """What a decoder gives; it would make colours grey in ways of its own."""
@@ -93,12 +115,12 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
         return tf.ensure_shape(image, (None, None, channels))
 
     def whole():
-        image = tf.cond(is_png, png, pillow)
+        image = tf.cond(by_tensorflow(is_png, png_shape), png, pillow)
         shape = tf.shape(image)[:2]
         top, left, height, width = tf.unstack(window(shape[0], shape[1]))
         return image[top : top + height, left : left + width], shape
 
-    part, shape = tf.cond(is_jpeg, jpeg, whole)
+    part, shape = tf.cond(by_tensorflow(is_jpeg, jpeg_shape), jpeg, whole)
     return tf.ensure_shape(part, (None, None, channels)), shape
 
 
@@ -117,31 +139,77 @@ def convert(pixels: tf.Tensor, channels: int) -> tf.Tensor:
     return tf.reduce_sum(pixels * (tf.constant(_LUMA, pixels.dtype) / 2**16), -1, keepdims=True)
 
 
-def _check_size(shape: tf.Tensor) -> tf.Operation:
-    pixels = tf.reduce_prod(tf.cast(shape, tf.int64))
-    return tf.debugging.assert_less_equal(pixels, tf.constant(MAX_PIXELS, tf.int64))
+def _is_small(shape: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_prod(tf.cast(shape, tf.int64)) <= _LARGE
 
 
 class _RefusedError(ValueError):
     """A whole image of a kind that is not taken; the message follows the file's name."""
 
 
-def _pillow(encoded: bytes, channels: int, *, upright: bool = False) -> np.ndarray:
-    """The pixels (H, W, channels); upright: turned as EXIF says."""
+@contextlib.contextmanager
+def _opened(source: str | bytes) -> Iterator[PIL.Image.Image]:
+    """Pillow's image of a path or of a file's bytes; its pixels are freed at the end."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            limit = _MEMORY // (_WEBP_BYTES if image.format == "WEBP" else _BYTES)
-            if image.width * image.height > limit:
-                raise _RefusedError(f"claims more than {limit:,} pixels")
-            if upright:
-                PIL.ImageOps.exif_transpose(image, in_place=True)
-            if image.mode == "F":
-                raise _RefusedError("has pixels of type float; expected 8 or 16 bits")
-            if image.mode.startswith("I"):
-                image = PIL.Image.fromarray(_high_bytes(np.asarray(image)))
-            mode = "RGB" if channels == 3 else "L"
-            pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        with contextlib.closing(PIL.Image.open(file, formats=_FORMATS)) as image:
+            yield image
+
+
+def _pillow(source: str | bytes, channels: int) -> np.ndarray:
+    """The pixels (H, W, channels) of a path or of a file's bytes."""
+    with _opened(source) as image:
+        limit = _MAX_PROGRESSIVE if image.info.get("progressive") else MAX_PIXELS
+        limit = _MAX_WEBP if image.format == "WEBP" else limit
+        if image.width * image.height > limit:
+            raise _RefusedError(f"claims more than {limit:,} pixels")
+        if not _is_large(image):
+            return _array(image, channels)
+    with _ONE_AT_A_TIME:
+        try:
+            return _reduced(source, channels)
+        finally:
+            _give_back()
+
+
+def _give_back() -> None:
+    """Gives the system the memory that is free, which the C library keeps in pieces."""
+    with contextlib.suppress(AttributeError):  # only glibc has this
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_large(image: PIL.Image.Image) -> bool:
+    limit = _LARGE_WEBP if image.format == "WEBP" else _LARGE
+    return image.width * image.height > limit
+
+
+def _reduced(source: str | bytes, channels: int) -> np.ndarray:
+    """The pixels of a large image at a half or a quarter of its size."""
+    with _opened(source) as image:
+        size = image.size
+        factor = 2 if image.width * image.height <= 2 * _LARGE else 4
+        image.draft(None, tuple(max(1, side // factor) for side in size))  # which JPEGs know
+        if image.size != size:
+            return _array(image, channels)
+        image.load()  # which turns a TIFF
+        rows = max(1, _LARGE // 8 // image.width // factor) * factor
+        strips = (
+            image.crop((0, top, image.width, min(top + rows, image.height)))
+            for top in range(0, image.height, rows)
+        )
+        return np.concatenate([_array(strip, channels, reduce=factor) for strip in strips])
+
+
+def _array(image: PIL.Image.Image, channels: int, *, reduce: int = 1) -> np.ndarray:
+    """An image's pixels (H, W, channels), each the mean of so many by so many."""
+    if image.mode == "F":
+        raise _RefusedError("has pixels of type float; expected 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = PIL.Image.fromarray(_high_bytes(np.asarray(image)))
+    mode = "RGB" if channels == 3 else "L"
+    image = image if image.mode == mode else image.convert(mode)
+    pixels = np.asarray(image if reduce == 1 else image.reduce(reduce))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -152,42 +220,85 @@ def _high_bytes(pixels: np.ndarray) -> np.ndarray:
     return (pixels >> 8).astype(np.uint8)
 
 
-def upright(encoded: bytes, channels: int) -> bytes:
-    """The image turned as its EXIF data say, as a PNG; the same bytes if it is upright."""
-    if rotation(encoded) == 1:
-        return encoded
-    pixels = _pillow(encoded, channels, upright=True)
+def manageable(path: str | bytes | os.PathLike, channels: int) -> bytes:
+    """A file's image, turned as its EXIF data say, of at most 8 million pixels.
+
+    Returns:
+        The file's bytes, or those of a PNG if it is rotated or larger.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it cannot be read; `file_defect` says why.
+    """
+    path = os.fsdecode(path)
+    with _opened(path) as image:
+        large, turned = _is_large(image), image.format == "TIFF"  # Pillow turns those
+        orientation = 1 if turned else _orientation(image)
+    if orientation == 1 and not large:
+        with open(path, "rb") as file:
+            return file.read()
+    pixels = _pillow(path, channels)
+    image = PIL.Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+    image.getexif()[_ORIENTATION] = orientation
     file = io.BytesIO()
-    PIL.Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(
-        file, "PNG", compress_level=1
-    )
+    PIL.ImageOps.exif_transpose(image).save(file, "PNG", compress_level=1)
     return file.getvalue()
+
+
+def file_defect(path: str | bytes | os.PathLike, channels: int = 3) -> str:
+    """Why a file's image cannot be decoded, in one line; "" if it can."""
+    if not os.path.isfile(path):
+        return "is no file, or a link to none"
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MAX_FILE:
+                return f"has {size:,} bytes; expected at most {_MAX_FILE:,}"
+            if size <= _LARGE:
+                return defect(file.read(), channels)
+            return _reason(lambda: _pillow(os.fsdecode(path), channels), file.read(16))
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def defect(encoded: bytes, channels: int = 3) -> str:
     """Why a file's bytes cannot be decoded, in one line; "" if they can."""
-    if not encoded:
-        return "is empty (0 bytes)"
-    try:
+
+    def read():
         _pillow(encoded, channels)
         decode(tf.constant(encoded), channels, lambda height, width: (0, 0, height, width))
+
+    return _reason(read, encoded[:16]) if encoded else "is empty (0 bytes)"
+
+
+def _reason(read: Callable[[], object], start: bytes) -> str:
+    """Why an image that begins so cannot be read; "" if it can."""
+    try:
+        read()
     except PIL.UnidentifiedImageError:
-        return f"is not an image: it begins with {encoded[:16]!r}"
+        return f"is not an image: it begins with {start!r}"
     except _RefusedError as error:
         return str(error)
     except PIL.Image.DecompressionBombError:
         return f"claims more than {MAX_PIXELS:,} pixels"
+    except MemoryError:
+        return "takes more memory than there is"
     except Exception as error:  # Pillow's readers raise nearly any kind on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         return f"is truncated or damaged: {reason}"
     return ""
 
 
 def rotation(encoded: bytes) -> int:
     """The orientation that an image's EXIF data give it: 1 is upright, 2 to 8 are not."""
-    with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-        try:
-            found = image.getexif().get(_ORIENTATION, 1)
-        except Exception:  # damaged EXIF data: the image may be whole
-            return 1
+    with _opened(encoded) as image:
+        return _orientation(image)
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    if image.format == "PNG" and _is_large(image) and "exif" not in image.info:
+        return 1  # Pillow would decode the image to look behind it
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data: the image may be whole
+        return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1

@@ -6,11 +6,13 @@ import os
 import pathlib
 import re
 import struct
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import filelock
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 
 from larq_adambnn.data.sources import Source, digest
 from larq_adambnn.errors import SplitError, UsageError
@@ -46,16 +48,21 @@ def splits(name: str, data_dir: str = "") -> tuple[str, ...]:
     A split without labels (ImageNet's test images) is left out.
     """
     builder = _prepared(name, data_dir)
-    return tuple(split for split in builder.info.splits if _has_labels(builder, split))
+    try:
+        return tuple(split for split in builder.info.splits if _has_labels(builder, split))
+    except (LookupError, ValueError, AssertionError) as error:
+        _check_prepared(name, data_dir, error)
+        raise
 
 
 def _has_labels(builder, split: str) -> bool:
     info = builder.info.splits[split]
     if not info.num_examples:
         return False
-    (first,) = _Records(info.file_instructions[:1]).read(np.array([0]))
-    _, label = _parse(builder, tf.constant([first]))
-    return int(label[0]) >= 0
+    records = _Records(builder, info.file_instructions[:1])
+    readable = (index for index in range(len(records)) if not records.defect(index))
+    _, labels = records.read(np.array([next(readable, 0)]))
+    return int(labels[0]) >= 0
 
 
 def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
@@ -76,14 +83,14 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
             f"split: expected one of {names} of {name}, or a part such as train[:80%]; "
             f"received {split!r}"
         ) from None
-    records = _Records(instructions)
+    records = _Records(builder, instructions)
     if not len(records):
         raise SplitError(f"split: expected examples in {split} of {name}; there are none")
     class_names, channels = describe(name, data_dir)
 
     def lookup(indices):
-        serialized = tf.numpy_function(records.read, [indices], tf.string, stateful=False)
-        return _parse(builder, tf.ensure_shape(serialized, indices.shape))
+        found = tf.numpy_function(records.read, [indices], (tf.string, tf.int64), stateful=False)
+        return tuple(tf.ensure_shape(values, indices.shape) for values in found)
 
     def fingerprint():
         files = [
@@ -103,13 +110,15 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
         lookup=lookup,
         name=lambda index: f"{name} {split} example {index}",
         fingerprint=fingerprint,
+        unreadable=records.defect,
     )
 
 
 class _Records:
-    """The records of TFRecord files, by number."""
+    """The examples in TFRecord files, by number."""
 
-    def __init__(self, instructions):
+    def __init__(self, builder, instructions):
+        self._features = _features(builder)
         self._paths = [instruction.filename for instruction in instructions]
         with ThreadPoolExecutor(_THREADS) as pool:
             found = list(pool.map(_record_starts, instructions))
@@ -119,18 +128,34 @@ class _Records:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """The serialized examples at indices (B,), as an object array of bytes."""
-        return np.array([self._read(index) for index in indices], object)
-
-    def _read(self, index: int) -> bytes:
-        file = os.open(self._paths[self._files[index]], os.O_RDONLY)
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(encoded images, labels) at indices (B,); of a damaged record nothing, and -1."""
         try:
-            start = int(self._starts[index])
-            (length,) = struct.unpack("<Q", os.pread(file, 8, start))
-            return os.pread(file, length, start + _HEADER)
-        finally:
-            os.close(file)
+            return self._read(indices)
+        except Exception:  # see `defect`
+            if len(indices) == 1:
+                return np.array([b""], object), np.array([-1])
+            parts = [self.read(index[np.newaxis]) for index in indices]
+            return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+    def defect(self, index: int) -> str:
+        """Why a record cannot be read, in one line; "" if it can."""
+        path = self._paths[self._files[index]]
+        try:
+            self._read([index])
+        except tf.errors.DataLossError:
+            return f"is damaged: its bytes in {path} have another checksum"
+        except Exception as error:  # the message holds the record, which is no text
+            return f"is damaged: it cannot be parsed in {path} ({type(error).__name__})"
+        return ""
+
+    def _read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        records = [
+            tf_record_random_reader(self._paths[self._files[i]]).read(int(self._starts[i]))[0]
+            for i in indices
+        ]
+        parsed = tf.io.parse_example(tf.constant(records), self._features)
+        return tuple(parsed[name].numpy() for name in self._features)
 
 
 def _record_starts(instruction) -> np.ndarray:
@@ -174,15 +199,13 @@ def _keys(builder) -> tuple[str, str]:
     return image, label
 
 
-def _parse(builder, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(encoded images, labels) of serialized examples."""
+def _features(builder) -> dict[str, tf.io.FixedLenFeature]:
+    """What is read of a record: the image and the label."""
     image, label = _keys(builder)
-    features = {
+    return {
         image: tf.io.FixedLenFeature((), tf.string),
         label: tf.io.FixedLenFeature((), tf.int64),
     }
-    parsed = tf.io.parse_example(serialized, features)
-    return parsed[image], parsed[label]
 
 
 def _builder(name: str, data_dir: str):
@@ -194,13 +217,51 @@ def _builder(name: str, data_dir: str):
     try:
         with _quiet():
             builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+            _check_names(builder, _keys(builder)[1])
+    except UsageError:
+        raise
+    except Exception as error:  # nearly any, on damaged files
+        _check_prepared(name, data_dir, error)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"dataset: expected digits, image_folder, idx or a name in TFDS; {reason}"
         ) from error
-    _keys(builder)
     return builder
+
+
+def _check_names(builder, label: str) -> None:
+    """Raises an error if the file of the names of the classes is not what TFDS took from it."""
+    path = builder.data_path / f"{label}.labels.txt"
+    if path.exists():
+        names = [name.strip() for name in path.read_text().split("\n") if name.strip()]
+        if names != builder.info.features[label].names:
+            raise ValueError(
+                f"{path} holds {len(names):,} other names of classes than {builder.name}"
+            )
+
+
+def _check_prepared(name: str, data_dir: str, error: BaseException) -> None:
+    """Raises UsageError if it is the files of a prepared data set that cannot be used."""
+    import tensorflow_datasets as tfds
+
+    directory = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    directory /= name.partition(":")[0]
+    found = [*directory.rglob("dataset_info.json"), *directory.rglob("*.tfrecord*")]
+    if not found:
+        return
+    while error.__cause__ is not None:  # TFDS's own advice is to delete the directory
+        error = error.__cause__
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if "has no field named" in reason:
+        raise UsageError(
+            f"dataset: {found[0]} was written by a newer tensorflow-datasets than "
+            f"{tfds.__version__}, which is installed ({reason}); expected a newer one "
+            "(pip install -U tensorflow-datasets), or another data_dir to prepare it again"
+        ) from error
+    raise UsageError(
+        f"dataset: expected what tensorflow-datasets prepared; {found[0]} or a file beside it is "
+        f"damaged: {reason}"
+    ) from error
 
 
 def _prepared(name: str, data_dir: str):

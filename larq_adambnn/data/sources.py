@@ -53,6 +53,8 @@ class Source:
         load: from one image of `lookup` to its encoded bytes or its uint8 or float32
             (H, W, C) pixels, float32 on 0..1.
         name: what an error calls the example at an index.
+        unreadable: why `lookup` gives nothing that can be loaded of the example at an index,
+            in one line; "" if it does.
         problems: what was wrong when the source was opened and is not among its examples.
         stream: instead of `lookup`, all (image, label) in one order.
         shuffle: number of examples that a training epoch of `stream` is shuffled over.
@@ -66,6 +68,7 @@ class Source:
     lookup: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]] | None
     name: Callable[[int], str]
     load: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+    unreadable: Callable[[int], str] = lambda index: ""
     problems: tuple[Problem, ...] = ()
     stream: tf.data.Dataset | None = None
     shuffle: int = 0
@@ -76,6 +79,8 @@ class Source:
 
     def defect(self, index: int) -> str:
         """Why the example at an index cannot be used, in one line; "" if it can."""
+        if reason := self.unreadable(index):
+            return reason
         try:
             if self.stream is not None:
                 image, label = self.stream.skip(index).take(1).get_single_element()
@@ -100,6 +105,7 @@ class Source:
             size=len(kept),
             lookup=lambda chosen: self.lookup(tf.gather(in_graph, chosen)),
             name=lambda index: self.name(int(kept[index])),
+            unreadable=lambda index: self.unreadable(int(kept[index])),
         )
 
 
@@ -136,12 +142,12 @@ def digest(*parts: bytes | np.ndarray) -> str:
 
 
 def file_source(files: Sequence[str], class_names: tuple[str, ...], channels: int) -> Source:
-    """A source of image files, turned as EXIF says, whose labels are all 0."""
+    """A source of image files, as `images.manageable` makes them, whose labels are all 0."""
 
     def load(name):
         return tf.numpy_function(
-            lambda encoded: images.upright(np.asarray(encoded, object).item(), channels),
-            [tf.io.read_file(name)],
+            lambda name: images.manageable(np.asarray(name, object).item(), channels),
+            [name],
             tf.string,
             stateful=False,
         )

@@ -2,49 +2,47 @@
 
 import collections
 import concurrent.futures
+import queue
 import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from larq_adambnn.export import workers
-from larq_adambnn.export.convert import silence
-from larq_adambnn.export.tflite import Graph, operators
+from larq_adambnn.export.workers import Worker
 
-__all__ = ["load", "predict", "predictions", "run", "start"]
+__all__ = ["load", "predict", "predictions", "run"]
 
-_ALONE_SECONDS = 10.0  # of work, before further processes are worth their start
+_ALONE_SECONDS = 1.0  # of work, before further processes are worth their start
 
 
-def load(tflite: bytes):
-    """LCE's interpreter of a file that takes one image (1, H, W, C) and gives one output.
+def load(tflite: bytes) -> Worker:
+    """LCE's interpreter of a file that takes one image (1, H, W, C), in a process of its own.
 
     Raises:
         ImportError: larq-compute-engine is not installed.
         ValueError: the file is no TFLite model, a damaged or another one, or LCE refuses it.
     """
-    graph = Graph(tflite)
-    shapes = [graph.shape(tensor) for tensor in graph.inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][0] != 1 or not graph.outputs:
+    worker = Worker(tflite)
+    shapes = [tuple(map(int, shape)) for shape in worker.input_shapes]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][0] != 1 or not worker.output_shapes:
         raise ValueError(
             "Expected a .tflite that takes one image at a time, (1, height, width, channels). "
             f"Received: inputs {shapes}"
         )
-    return start(tflite)
+    _check_types("input", worker.input_types, worker.input_scales)
+    _check_types("output", worker.output_types, worker.output_scales)
+    return worker
 
 
-def start(tflite: bytes):
-    """LCE's interpreter of a file of any inputs and outputs; raises as `load` does."""
-    from larq_compute_engine.tflite.python.interpreter import Interpreter
-
-    try:
-        with silence():
-            return Interpreter(tflite)
-    except RuntimeError as error:
-        kinds = ", ".join(operators(tflite))
+def _check_types(name: str, kinds: list, scales: list) -> None:
+    """Raises ValueError unless the first tensor has real values, and int8 is of one scale."""
+    for kind, scale in zip(kinds, scales, strict=True):
+        if kind == np.int8 and not (isinstance(scale, float) and scale > 0):
+            raise ValueError(f"Expected one scale for an int8 {name}. Received: {scale}")
+    if kinds[0] not in (np.float32, np.int8):
         raise ValueError(
-            f"Expected a .tflite that LCE's interpreter can run. Received: one with {kinds}"
-        ) from error
+            f"Expected an {name} of float32 or int8. Received: {np.dtype(kinds[0]).name}"
+        )
 
 
 def run(interpreter, images: np.ndarray) -> list[np.ndarray]:
@@ -64,7 +62,6 @@ def run(interpreter, images: np.ndarray) -> list[np.ndarray]:
         scale, zero = interpreter.input_scales[0], interpreter.input_zero_points[0]
         images = np.clip(np.round(images / scale) + zero, -128, 127).astype(np.int8)
     outputs = interpreter.predict(images)
-    outputs = outputs if isinstance(outputs, list) else [outputs]
     if interpreter.output_types[0] == np.int8:
         scale, zero = interpreter.output_scales[0], interpreter.output_zero_points[0]
         outputs[0] = np.float32(scale) * (outputs[0].astype(np.float32) - zero)
@@ -84,8 +81,7 @@ def predictions(
     Args:
         tflite: the file's bytes.
         batches: float32 images (B, H, W, C).
-        processes: how many may work once it takes longer than they take to start; LCE's
-            interpreter keeps threads of one process from working at the same time.
+        processes: how many may work once it takes longer than they take to start.
     """
     interpreter = load(tflite)
     batches, seconds = iter(batches), 0.0
@@ -97,13 +93,21 @@ def predictions(
         outputs = run(interpreter, batch)
         seconds += time.perf_counter() - start  # not what happens to them meanwhile
         yield outputs
-    with (
-        workers.workers(tflite, processes) as others,
-        concurrent.futures.ThreadPoolExecutor(processes) as threads,
-    ):
+    free: queue.SimpleQueue = queue.SimpleQueue()
+    for worker in (interpreter, *(load(tflite) for _ in range(processes - 1))):
+        free.put(worker)
+
+    def run_free(batch):
+        worker = free.get()
+        try:
+            return run(worker, batch)
+        finally:
+            free.put(worker)
+
+    with concurrent.futures.ThreadPoolExecutor(processes) as threads:
         waiting = collections.deque()
         for batch in batches:
-            waiting.append(threads.submit(others.run, batch))
+            waiting.append(threads.submit(run_free, batch))
             if len(waiting) > 2 * processes:
                 yield waiting.popleft().result()
         while waiting:

@@ -49,19 +49,35 @@ class Graph:
         _verify(tflite)
         schema = _schema()
         self.model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite, 0))
-        if len(self.model.subgraphs) != 1:
-            raise ValueError(
-                f"Expected a TFLite model of one graph. Received: {len(self.model.subgraphs)}"
-            )
-        self.graph = self.model.subgraphs[0]
-        self.inputs, self.outputs = list(self.graph.inputs), list(self.graph.outputs)
+        graphs = self.model.subgraphs or []
+        if len(graphs) != 1:
+            raise ValueError(f"Expected a TFLite model of one graph. Received: {len(graphs)}")
+        (self.graph,) = graphs
+        try:
+            self.inputs, self.outputs = list(self.graph.inputs), list(self.graph.outputs)
+            self.operators = [self._operator(op) for op in self.graph.operators]
+            self._check()
+        except Exception as error:  # fields that are missing or of other meanings than they say
+            raise ValueError(f"{_damaged(tflite)} ({type(error).__name__}: {error})") from error
 
-    @functools.cached_property
-    def operators(self) -> list[Operator]:
-        return [
-            Operator(self._kind(op.opcodeIndex), tuple(op.inputs), tuple(op.outputs), _options(op))
-            for op in self.graph.operators
-        ]
+    def _operator(self, op) -> Operator:
+        return Operator(
+            self._kind(op.opcodeIndex), tuple(op.inputs), tuple(op.outputs), _options(op)
+        )
+
+    def _check(self) -> None:
+        """Raises an error where a number is none of a tensor or of a buffer."""
+        used = [*self.inputs, *self.outputs]
+        for operator in self.operators:
+            used += [operator.outputs[0], *operator.outputs]
+            used += [tensor for tensor in operator.inputs if tensor != -1]
+        missing = [tensor for tensor in used if not 0 <= tensor < len(self.graph.tensors)]
+        if missing:
+            raise ValueError(f"no tensor {missing[0]}")
+        for index, tensor in enumerate(self.graph.tensors):
+            if not 0 <= tensor.buffer < len(self.model.buffers):
+                raise ValueError(f"no buffer {tensor.buffer}")
+            self.dtype(index)
 
     def shape(self, tensor: int) -> tuple[int, ...]:
         shape = self.graph.tensors[tensor].shape
@@ -205,7 +221,7 @@ def single_operator(tflite: bytes, index: int, count: int) -> bytes:
             graph.graph.tensors.append(copy.copy(graph.graph.tensors[tensor]))
         copies.append(clone)
     graph.graph.operators = copies
-    graph.graph.inputs = [t for t in op.inputs if t >= 0 and graph.constant(t) is None]
+    graph.graph.inputs = [t for t in op.inputs if t >= 0 and graph._data(t) is None]
     graph.graph.outputs = list(op.outputs)
     graph.model.signatureDefs = None
     return graph.to_bytes()
@@ -264,20 +280,23 @@ def _opcode(model, builtin: int) -> int:
     return len(model.operatorCodes) - 1
 
 
-def _verify(tflite: bytes) -> None:
-    """Raises ValueError unless every offset in the file is inside it.
+def _damaged(tflite: bytes) -> str:
+    return f"Expected a TFLite model. Received: {len(tflite):,} bytes, truncated or damaged"
 
-    LCE's interpreter does not look, and may end the process on a damaged file.
-    """
-    expected = "Expected a TFLite model. Received:"
+
+def _verify(tflite: bytes) -> None:
+    """Raises ValueError unless every offset in the file is inside it."""
     if tflite[4:8] != b"TFL3":
-        raise ValueError(f"{expected} {len(tflite):,} bytes without its mark TFL3 at byte 4")
+        raise ValueError(
+            f"Expected a TFLite model. Received: {len(tflite):,} bytes without its mark TFL3 at "
+            "byte 4"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its deprecation
             tf.lite.Interpreter(model_content=tflite)
     except ValueError as error:
-        raise ValueError(f"{expected} {len(tflite):,} bytes, truncated or damaged") from error
+        raise ValueError(_damaged(tflite)) from error
 
 
 def _options(op) -> dict:

@@ -1,72 +1,100 @@
-"""Processes that run a .tflite beside the main one: ``python -m larq_adambnn.export.worker``.
+"""LCE's interpreter in a process of its own, which a damaged .tflite may end, but not this one.
 
-They are no children of `multiprocessing`, which would run the caller's main module again.
 What goes to and fro is pickled; both ends are this package.
 """
 
 import contextlib
+import importlib.util
 import os
-import pathlib
 import pickle
-import queue
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import weakref
 
-__all__ = ["Workers", "workers"]
+import numpy as np
 
-_PROGRAM = "larq_adambnn.export.worker"
+from larq_adambnn.export import worker
+
+__all__ = ["FileError", "Worker"]
+
+# OpenBLAS would take address space for each core.
+_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-class Workers:
-    """Processes that are ready to run a network.
+class FileError(ValueError):
+    """A .tflite that cannot be run."""
+
+
+class Worker:
+    """A process that runs a file, and has the attributes of LCE's Interpreter.
+
+    A file is tried on an image of zeros when it is opened.  It may take 60 seconds for an
+    image, and 768 MiB and four times its own size (on Linux).
 
     Args:
-        processes: what `workers` started.
+        tflite: the file's bytes.
+        **kernels: options of LCE's Interpreter, such as use_xnnpack=True.
+
+    Raises:
+        ImportError: larq-compute-engine is not installed.
+        FileError: the file cannot be run: it is damaged, LCE refuses it, or it takes too much
+            time or memory.  The methods raise it too, and then the process has ended.
     """
 
-    def __init__(self, processes: list[subprocess.Popen]):
-        self._free: queue.Queue = queue.Queue()
-        for process in processes:
-            self._free.put(process)
+    def __init__(self, tflite: bytes, **kernels: bool):
+        if importlib.util.find_spec("larq_compute_engine") is None:
+            raise ImportError("Expected larq-compute-engine. Received: it is not installed")
+        self._process = subprocess.Popen(
+            [sys.executable, worker.__file__],
+            env={**os.environ, **_ENVIRONMENT},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self._end = weakref.finalize(self, _end, self._process)
+        self.open(tflite, **kernels)
 
-    def run(self, images) -> list:
-        """The outputs for images (B, H, W, C), from a process that is free or will be."""
-        process = self._free.get()
+    def open(self, tflite: bytes, **kernels: bool) -> None:
+        """Opens another file instead."""
+        self._size = len(tflite)
+        vars(self).update(self._ask("open", tflite, kernels))
+
+    def predict(self, images: np.ndarray) -> list[np.ndarray]:
+        """The outputs, as the file gives them, for images (B, H, W, C) as it takes them."""
+        return self._ask("predict", images)
+
+    def seconds(self, inputs: list[np.ndarray]) -> float:
+        """How long the file takes for its inputs."""
+        return self._ask("seconds", inputs)
+
+    def _ask(self, *request):
         try:
-            pickle.dump(images, process.stdin)
-            process.stdin.flush()
-            return pickle.load(process.stdout)
-        except (EOFError, OSError) as error:
-            raise RuntimeError(
-                f"a process that ran the .tflite ended with status {process.poll()}"
-            ) from error
-        finally:
-            self._free.put(process)
-
-
-@contextlib.contextmanager
-def workers(tflite: bytes, count: int) -> Iterator[Workers]:
-    """Starts processes for a file's network, and ends them."""
-    package = pathlib.Path(__file__).parents[2]
-    path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
-    processes = []
-    try:
-        for _ in range(count):
-            process = subprocess.Popen(
-                [sys.executable, "-m", _PROGRAM],
-                env={**os.environ, "PYTHONPATH": path},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+            pickle.dump(request, self._process.stdin)
+            self._process.stdin.flush()
+            well, answer = pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            well, answer = False, _reason(self._process.wait())
+        if not well:
+            self._end()
+            raise FileError(
+                f"Expected a TFLite model that LCE's interpreter can run. Received: "
+                f"{self._size:,} bytes, {answer}"
             )
-            processes.append(process)
-            pickle.dump(tflite, process.stdin)
-            process.stdin.flush()
-        yield Workers(processes)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
+        return answer
+
+
+def _reason(status: int) -> str:
+    """Why a process ended."""
+    if status == -signal.SIGALRM:
+        return f"which take more than {worker.SECONDS} s for an image"
+    end = signal.Signals(-status).name if status < 0 else f"status {status}"
+    return f"truncated or damaged: the process that ran them ended with {end}"
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(BrokenPipeError):  # of what was still to be sent
+            pipe.close()

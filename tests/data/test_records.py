@@ -1,8 +1,10 @@
 """TFDS's data sets: the same examples as TFDS's own reading, from shards and from tar files."""
 
 import io
-import pathlib
+import itertools
 import re
+import shutil
+import struct
 import tarfile
 
 import numpy as np
@@ -12,7 +14,7 @@ import tensorflow_datasets as tfds
 from photographs import crops, encoded, opened
 
 from larq_adambnn import data
-from larq_adambnn.data import records
+from larq_adambnn.data import check, records
 from larq_adambnn.data.digits import Digits
 from larq_adambnn.errors import UsageError
 
@@ -105,38 +107,125 @@ def test_names_that_do_not_exist(shards, dataset, split, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("damage", ["cut", "length", "more"])
-def test_damaged_files(tmp_path, damage):
-    builder = Digits(data_dir=str(tmp_path))
-    builder.download_and_prepare()
-    path = builder.info.splits["test"].file_instructions[0].filename
-    content = bytearray(pathlib.Path(path).read_bytes())
+@pytest.fixture
+def prepared(shards, tmp_path):
+    """A copy of the digits in three files a split: its directory, and that of the files."""
+    shutil.copytree(shards[0], tmp_path / "tfds")
+    return str(tmp_path / "tfds"), tmp_path / "tfds" / "digits" / "1.0.0"
+
+
+@pytest.mark.parametrize("damage", ["cut", "length", "more", "missing"])
+def test_damaged_files(prepared, damage):
+    directory, folder = prepared
+    path = sorted(folder.glob("*test*"))[1]
+    content = bytearray(path.read_bytes())
     if damage == "cut":
-        content = content[:-3]
+        path.write_bytes(content[:-3])
     elif damage == "length":
         content[0] += 1
+        path.write_bytes(content)
+    elif damage == "more":
+        path.write_bytes(content + content[:100])
     else:
-        content += content[:100]
-    with open(path, "wb") as file:
-        file.write(content)
-    with pytest.raises(UsageError, match=f"expected a TFRecord file of 360 examples; {path}"):
-        records.open_tfds("digits", "test", str(tmp_path))
+        path.unlink()
+    line = f"cannot read {path}: No such" if damage == "missing" else f"examples; {path} is damaged"
+    with pytest.raises(UsageError, match=line) as raised:
+        records.open_tfds("digits", "test", directory)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_damaged_image_in_a_record_has_a_name(tmp_path):
-    builder = Digits(data_dir=str(tmp_path))
-    builder.download_and_prepare()
-    path = builder.info.splits["test"].file_instructions[0].filename
-    content = pathlib.Path(path).read_bytes()
-    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
-    with open(path, "wb") as file:
-        file.write(content[:second] + b"\0\0\0\0" + content[second + 4 :])
-    dataset = load("digits", tmp_path)
+def frames(content):
+    """Where each record begins in a file."""
+    starts = [0]
+    while starts[-1] < len(content):
+        (length,) = struct.unpack_from("<Q", content, starts[-1])
+        starts.append(starts[-1] + length + 16)
+    return starts
+
+
+def damage_checksum_of_length(content, start):
+    content[start + 8] ^= 1
+
+
+def damage_data(content, start):
+    place = content.index(b"image", start) - 9
+    content[place : place + 4] = b"\xff\xfe\xfd\xfc"
+
+
+def damage_label(content, start):
+    content[content.index(b"label", start) + 11] ^= 1
+
+
+@pytest.mark.parametrize("damage", [damage_checksum_of_length, damage_data, damage_label])
+def test_a_damaged_record_is_left_out_alone_and_by_name(prepared, damage):
+    """Of the second of three files; the other records of its batch are whole."""
+    directory, folder = prepared
+    paths = sorted(folder.glob("*test*"))
+    first, content = len(frames(paths[0].read_bytes())) - 1, bytearray(paths[1].read_bytes())
+    damage(content, frames(content)[7])
+    paths[1].write_bytes(content)
+    index, line = first + 7, f"is damaged: its bytes in {paths[1]} have another checksum"
+    source = records.open_tfds("digits", "test", directory)
+    (problem,), _ = check.defects(source, "test")
+    assert str(problem) == f"digits test example {index} {line}"
+    assert problem.index == index
     with pytest.raises(tf.errors.OpError) as raised:
-        list(dataset.evaluation())
-    assert data.bad_example(raised.value).startswith(
-        "digits test example 1 is not an image: it begins with b'\\x89PNG"
+        list(load("digits", directory).evaluation())
+    assert data.bad_example(raised.value).startswith(str(problem))
+    dataset = load("digits", directory, bad_images="skip")
+    labels = np.concatenate([labels for _, labels in dataset.evaluation().as_numpy_iterator()])
+    _, whole = source.lookup(tf.range(len(source), dtype=tf.int64))
+    np.testing.assert_array_equal(labels, np.delete(whole, index))
+
+
+def test_a_record_that_is_no_example(prepared):
+    """Its checksum is right."""
+    directory, folder = prepared
+    path = min(folder.glob("*test*"))
+    content = path.read_bytes()
+    starts = frames(content)
+    examples = [content[a + 12 : b - 4] for a, b in itertools.pairwise(starts)]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for number, example in enumerate(examples):
+            writer.write(b"\xff\xfe" if number == 5 else example)
+    source = records.open_tfds("digits", "test", directory)
+    ((problem,), _) = check.defects(source, "test")
+    assert str(problem).startswith(
+        f"digits test example 5 is damaged: it cannot be parsed in {path} ("
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "line"),
+    [
+        ("dataset_info.json", lambda text: text[:99], "dataset_info.json.* is damaged: Failed to"),
+        ("dataset_info.json", lambda text: None, "beside it is damaged: .*dataset_info.json"),
+        ("dataset_info.json", lambda text: "[]", "dataset_info.json.* is damaged"),
+        (
+            "dataset_info.json",
+            lambda text: text.replace('Lengths": [', 'Lengths": ["x",'),
+            "info.json.* is damaged",
+        ),
+        ("label.labels.txt", lambda text: "\udcff", "a file beside it is damaged: 'utf-8'"),
+        (
+            "dataset_info.json",
+            lambda text: text.replace('"name"', '"futureField": 1, "name"', 1),
+            r"dataset_info.json was written by a newer tensorflow-datasets than \d.*futureField.*"
+            "pip install -U tensorflow-datasets",
+        ),
+    ],
+)
+def test_damaged_or_newer_descriptions(prepared, name, change, line):
+    directory, folder = prepared
+    path = folder / name
+    content = change(path.read_text() if path.is_file() else "")
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UsageError, match=line) as raised:
+        load("digits", directory)
+    assert "\n" not in str(raised.value)
+    assert "delete" not in str(raised.value)
 
 
 def tar(files):

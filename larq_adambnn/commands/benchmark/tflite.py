@@ -9,15 +9,13 @@ import collections
 import pathlib
 import platform
 import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
 
 from larq_adambnn.commands import evaluate
 from larq_adambnn.errors import UsageError
-from larq_adambnn.export import interpreter
 from larq_adambnn.export.tflite import Graph, single_operator
+from larq_adambnn.export.workers import Worker
 from larq_adambnn.progress import progress
 from larq_adambnn.runs.config import Config
 
@@ -40,7 +38,8 @@ def main(config: Config) -> None:
     if not pathlib.Path(path).is_file():
         raise UsageError(f"--tflite: expected a .tflite file or a run with one; {path} is none")
     tflite, _ = evaluate.read_tflite(path)
-    times = whole_times(tflite)
+    with evaluate.naming(path, ValueError):
+        graph, times, of_operators = Graph(tflite), whole_times(tflite), operator_times(tflite)
     print(
         f"{path} on {platform.machine()}, one thread: an image takes "
         f"{1e3 * statistics.median(times):.2f} ms (median), at least {1e3 * min(times):.2f} ms"
@@ -50,61 +49,50 @@ def main(config: Config) -> None:
             "this is not the target: LCE is fast on 64-bit ARM and only right elsewhere; measure "
             "there with lce_benchmark_model (docs/deploy.md)"
         )
-    times = operator_times(tflite)
-    graph = Graph(tflite)
     kinds, counts = collections.Counter(), collections.Counter()
-    for operator, seconds in zip(graph.operators, times, strict=True):
+    for operator, seconds in zip(graph.operators, of_operators, strict=True):
         kinds[operator.kind] += seconds
         counts[operator.kind] += 1
-    total = sum(times)
+    total = sum(of_operators)
     print(f"\noperators, each timed alone: {1e3 * total:.2f} ms in all")
     for kind, seconds in kinds.most_common():
         print(f"{1e3 * seconds:9.3f} ms {100 * seconds / total:5.1f} %  {counts[kind]:3} {kind}")
     print("\nthe slowest:")
-    ranking = sorted(range(len(times)), key=lambda index: -times[index])
+    ranking = sorted(range(len(of_operators)), key=lambda index: -of_operators[index])
     for index in ranking[:_LISTED]:
         operator = graph.operators[index]
         name = graph.name(operator.outputs[0]).split(";")[0]
-        print(f"{1e3 * times[index]:9.3f} ms  {operator.kind} {index}: {name}")
+        print(f"{1e3 * of_operators[index]:9.3f} ms  {operator.kind} {index}: {name}")
 
 
 def whole_times(tflite: bytes) -> list[float]:
     """Seconds that a file takes for an image, several times."""
-    return _times(_runner(tflite), _WHOLE_SECONDS, _WHOLE_RUNS)
+    return _times(Worker(tflite), _WHOLE_SECONDS, _WHOLE_RUNS)
 
 
 def operator_times(tflite: bytes) -> list[float]:
     """The least seconds that each operator of a file takes, alone and on random input."""
-    graph = Graph(tflite)
+    graph, worker = Graph(tflite), Worker(tflite)
     times = []
     with progress("timing operators", "operators", len(graph.operators)) as bar:
         for index in range(len(graph.operators)):
-            once, often = (
-                min(_times(_runner(single_operator(tflite, index, count)), 0.0, _TRIES))
-                for count in (1, 1 + _REPEATED)
-            )
-            times.append(max(0.0, often - once) / _REPEATED)
+            least = []
+            for count in (1, 1 + _REPEATED):
+                worker.open(single_operator(tflite, index, count))
+                least.append(min(_times(worker, 0.0, _TRIES)))
+            times.append(max(0.0, least[1] - least[0]) / _REPEATED)
             bar.update(1)
     return times
 
 
-def _runner(tflite: bytes) -> Callable[[], object]:
-    """A function that runs a file on random input."""
-    runner = interpreter.start(tflite)
+def _times(worker: Worker, seconds: float, runs: int) -> list[float]:
+    """Seconds of each run on random input; opening the file was one that is not counted."""
     random = np.random.default_rng(0)
     inputs = []
-    for shape, kind in zip(runner.input_shapes, runner.input_types, strict=True):
+    for shape, kind in zip(worker.input_shapes, worker.input_types, strict=True):
         values = random.normal(size=shape)
         inputs.append((values if kind == np.float32 else 50 * values).astype(kind))
-    return lambda: runner.interpreter.predict(inputs)
-
-
-def _times(function: Callable[[], object], seconds: float, runs: int) -> list[float]:
-    """Seconds of each call, after one that is not counted."""
-    function()
     times = []
     while len(times) < runs or sum(times) < seconds:
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
+        times.append(worker.seconds(inputs))
     return times
