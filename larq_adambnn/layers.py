@@ -212,8 +212,12 @@ def binary_quantizers(
     ]
 
 
-def _switch(layer, attribute: str, on: bool) -> None:
-    """Turns a layer's quantizer on or off; one of Larq's own is put into a switch first."""
+def _switch(layer, attribute: str, on: bool) -> bool:
+    """Turns a layer's quantizer on or off; one of Larq's own is put into a switch first.
+
+    Returns:
+        Whether it was the other way before.
+    """
     switch = getattr(layer, attribute)
     kernel = getattr(layer, KERNELS.get(attribute, ""), None)
     if not isinstance(switch, Switchable):
@@ -221,9 +225,10 @@ def _switch(layer, attribute: str, on: bool) -> None:
         setattr(layer, attribute, switch)
         if kernel is not None:
             kernel.quantizer = switch
-    switch.on = on
+    changed, switch.on = switch.on != on, on
     if kernel is not None:
         kernel.precision = switch.precision
+    return changed
 
 
 _MODEL = instance(tf.keras.Model, "a Keras model")
@@ -237,7 +242,7 @@ def binarize(
     Step 1 of the paper is ``(True, False)``, step 2 ``(True, True)``, the
     real-valued network ``(False, False)``.  Works on any model of Larq layers, also
     inside a running `fit` (from a callback): pass the model that is being fitted.
-    The next batch retraces once.
+    If that changes anything, the next batch retraces once.
 
     Args:
         model: a built model; it may contain others.
@@ -249,7 +254,8 @@ def binarize(
 
     Raises:
         ValueError: an argument is not what it should be, or something is to be binary in a
-            model without binary layers.
+            model without binary layers, or only activations or only weights in one that does
+            not have both.
     """
     expect("model", model, _MODEL)
     expect("activations", activations, FLAG)
@@ -257,10 +263,20 @@ def binarize(
     found = binary_quantizers(model)
     if (activations or weights) and not found:
         raise ValueError(f"Expected a model with binary Larq layers. Received: {model.name}")
-    for layer, attribute in found:
+    kinds = {attribute in KERNELS for _, attribute in found}
+    if bool(activations) != bool(weights) and len(kinds) == 1:
+        other = "activations" if True in kinds else "weights"
+        raise ValueError(
+            f"Expected a model with binary activations and weights, for steps in which only one "
+            f"of them is binary. Received: {model.name}, whose {other} are never of 1 bit"
+        )
+    changes = [
         _switch(layer, attribute, bool(weights if attribute in KERNELS else activations))
-    for compiled in (model, *getattr(model, "_fitted_by", ())):
-        retrace(compiled)
+        for layer, attribute in found
+    ]
+    if any(changes):
+        for compiled in (model, *getattr(model, "_fitted_by", ())):
+            retrace(compiled)
     return model
 
 

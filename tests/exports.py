@@ -37,6 +37,22 @@ def randomized(model, seed=0):
     return model
 
 
+def settled(model, images, seed=0):
+    """Gives batch norms the statistics that they have on images, as a training does.
+
+    Otherwise a deep network's numbers grow from layer to layer, which 8 bits do not follow.
+    """
+    random = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, tf.keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # the latest statistics alone
+            if layer.scale:
+                signs = random.choice([-1, 1], layer.gamma.shape)
+                layer.gamma.assign(signs * random.uniform(0.5, 1.5, layer.gamma.shape))
+    model(images, training=True)
+    return model
+
+
 def network(name, size=32, width=0.25, **options):
     """A random network of 10 classes for RGB images."""
     return randomized(

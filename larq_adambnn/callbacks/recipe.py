@@ -64,7 +64,8 @@ class TwoStepSwitch(Stateful):
             `ModelCheckpoint` saved them; None goes on with those of the last epoch.
 
     Raises:
-        ValueError: an argument is not what it should be.
+        ValueError: an argument is not what it should be; or, when it is used, the model is not
+            binary in both, see `binarize`.
         FileNotFoundError: at the switch, when `reload` does not exist.
         UsageError: then too, when it is damaged, of another network or not finite.
     """
@@ -97,8 +98,7 @@ class TwoStepSwitch(Stateful):
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         form = self.first if epoch < self.epoch else self.second
-        if layers.binarization(self.model) != form:
-            layers.binarize(self.model, *form)
+        layers.binarize(self.model, *form)
         if epoch != self.epoch or self._switched:
             return
         self._switched = True

@@ -3,7 +3,7 @@
 from larq_adambnn.export.check import Check, check
 from larq_adambnn.export.convert import convert
 from larq_adambnn.export.description import Description, describe
-from larq_adambnn.export.exporter import Exported, FineTuning, export, is_installed
+from larq_adambnn.export.exporter import Exported, FineTuning, export, is_installed, refuse_float
 from larq_adambnn.export.fold import fold
 from larq_adambnn.export.interpreter import predict
 from larq_adambnn.export.tflite import operators
@@ -21,4 +21,5 @@ __all__ = [
     "is_installed",
     "operators",
     "predict",
+    "refuse_float",
 ]

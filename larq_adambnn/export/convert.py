@@ -5,17 +5,16 @@ import logging
 import tempfile
 import warnings
 
+import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.export.fold import fold
-from larq_adambnn.export.tflite import Graph, compact
+from larq_adambnn.export.tflite import Graph, compact, named_outputs
 from larq_adambnn.machine import quiet
 from larq_adambnn.padding import same_padding
 from larq_adambnn.walk import nodes
 
 __all__ = ["convert", "convert_as_is", "silence"]
-
-_UNSET = 1e6  # the converter's range for what has none, by which such a tensor is found
 
 
 def convert(model: tf.keras.Model) -> bytes:
@@ -25,7 +24,8 @@ def convert(model: tf.keras.Model) -> bytes:
         model: a built functional model with a fixed input size; it stays as it is.
 
     Returns:
-        The .tflite file's bytes; it takes one image at a time.
+        The .tflite file's bytes; it takes one image at a time, and gives the model's outputs in
+        their order and under their names.
 
     Raises:
         ImportError: larq-compute-engine is not installed.
@@ -36,21 +36,13 @@ def convert(model: tf.keras.Model) -> bytes:
     return convert_as_is(fold(model).model)
 
 
-def convert_as_is(
-    model: tf.keras.Model,
-    *,
-    quantized: bool = False,
-    int8_io: bool = False,
-) -> bytes:
+def convert_as_is(model: tf.keras.Model, *, int8_io: bool = False) -> bytes:
     """Converts a model without folding it; returns and raises what `convert` does.
 
     Args:
-        model: see `convert`.
-        quantized: the model has the ranges of its tensors, so that all becomes int8 that can.
+        model: see `convert`; an operator becomes int8 where all that goes in and out of it is
+            fake quantized.
         int8_io: whether a quantized model takes and gives int8 instead of float32.
-
-    Raises:
-        ValueError: also, a tensor of a quantized model has no range.
     """
     _check(model)
     import larq_compute_engine as lce
@@ -58,7 +50,10 @@ def convert_as_is(
     # convert_keras_model would trace every layer on its own and all gradients, which takes
     # minutes; only the inference of one image is wanted.
     function = tf.function(
-        lambda images: model(images, training=False),
+        lambda images: {
+            f"output_{number}": output
+            for number, output in enumerate(tf.nest.flatten(model(images, training=False)))
+        },
         input_signature=[tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="images")],
     )
     _check_padding(function.get_concrete_function().graph)
@@ -76,21 +71,36 @@ def convert_as_is(
             folder,
             inference_input_type=io_type,
             inference_output_type=io_type,
-            experimental_default_int8_range=(-_UNSET, _UNSET) if quantized else None,
         )
-    if quantized:
-        _check_ranges(Graph(tflite))
-    return compact(tflite)
+    return compact(_named_convolutions(named_outputs(tflite, model.output_names), model))
 
 
-def _check_ranges(graph: Graph) -> None:
-    for tensor in range(len(graph.graph.tensors)):
-        scale = graph.scale(tensor)
-        if scale is not None and scale.max() > _UNSET / 256:
-            raise ValueError(
-                "Expected a range for every tensor to be int8. Received none for "
-                f"{graph.name(tensor)}; its layer cannot be quantized"
-            )
+def _named_convolutions(tflite: bytes, model: tf.keras.Model) -> bytes:
+    """The same file whose binary convolutions are named after their layers.
+
+    The converter names what one gives after the layer that ends it, and packed signs after
+    the layer that takes them.
+    """
+    graph, layers = Graph(tflite), {layer.name: layer for layer in model.layers}
+    for operator in graph.operators:
+        if operator.kind != "LceBconv2d":
+            continue
+        (output,) = operator.outputs
+        parts = graph.name(output).split(";")[0].split("/")[1:]  # after the model's name
+        layer = next((layers[part] for part in parts if part in layers), None)
+        if layer is not None and graph.dtype(output) == np.int32:
+            layer = _before(layer)
+        while layer is not None and not hasattr(layer, "kernel_quantizer"):
+            layer = _before(layer)
+        if layer is not None:
+            graph.graph.tensors[output].name = layer.name.encode()
+    return graph.to_bytes()
+
+
+def _before(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer | None:
+    """The only layer that a layer takes something from, if it is one."""
+    inputs = layer.inbound_nodes[0].keras_inputs
+    return inputs[0].node.layer if len(inputs) == 1 else None
 
 
 def _check(model: tf.keras.Model) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "converted",
     "diagnose",
     "macs",
+    "never_binary",
     "pack",
     "packed_signs",
 ]
@@ -49,6 +50,12 @@ class Diagnosis:
         return len(self.converted) + len(self.float_layers)
 
 
+def never_binary(model: tf.keras.Model) -> dict[str, tuple[str, str]]:
+    """(reason, advice) of the binary layers that LCE has no operator for, by name."""
+    reasons = {name: _own_reason(node.layer) for name, node in binary_calls(model).items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
 def diagnose(model: tf.keras.Model, tflite: bytes, folded: tf.keras.Model) -> Diagnosis:
     """Finds every binary layer of a model in its .tflite.
 
@@ -58,9 +65,9 @@ def diagnose(model: tf.keras.Model, tflite: bytes, folded: tf.keras.Model) -> Di
         folded: the form of it that was converted.
     """
     graph = Graph(tflite)
-    calls = binary_calls(model)
-    found = converted(calls, graph)
-    left = {name: layer for name, layer in calls.items() if name not in found}
+    found = converted(model, graph)
+    calls = binary_calls(model).items()
+    left = {name: node.layer for name, node in calls if name not in found}
     reasons = _reasons(left, folded) if left else {}
     return Diagnosis(found, reasons, _summary(graph))
 
@@ -76,10 +83,10 @@ def binary_layers(model: tf.keras.Model) -> Iterator[tf.keras.layers.Layer]:
             yield layer
 
 
-def binary_calls(model: tf.keras.Model) -> dict[str, tf.keras.layers.Layer]:
-    """The binary layers by name; one that is called twice has two, as in `named_nodes`."""
+def binary_calls(model: tf.keras.Model) -> dict:
+    """Keras's records of the calls of binary layers, by their names in `named_nodes`."""
     binary = set(map(id, binary_layers(model)))
-    return {name: node.layer for name, node in named_nodes(model) if id(node.layer) in binary}
+    return {name: node for name, node in named_nodes(model) if id(node.layer) in binary}
 
 
 def _has_binary_kernel(layer) -> bool:
@@ -114,26 +121,56 @@ def bits(words: np.ndarray, channels: int) -> np.ndarray:
     return np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")[..., :channels] > 0
 
 
-def converted(calls: dict[str, tf.keras.layers.Layer], graph: Graph) -> dict[str, int]:
-    """Index of the LceBconv2d of each layer, by name: the one that holds its very signs.
+def converted(model: tf.keras.Model, graph: Graph) -> dict[str, int]:
+    """Index of the LceBconv2d of each binary layer, by name: the one that holds its very signs.
 
-    Several with the same signs, as of a layer that is called twice, are in the same order.
+    Where its output is packed, LCE has turned the signs of the channels whose multiplier is
+    negative.  Several with the same signs, as of a layer that is called twice, are told apart
+    by their names, or else in the same order; calls on one tensor are one operator.
     """
-    filters = collections.defaultdict(list)
+    filters = collections.defaultdict(set)
     for index, operator in enumerate(graph.operators):
         if operator.kind == "LceBconv2d":
             words = graph.constant(operator.inputs[1])
-            filters[words.shape, words.tobytes()].append(index)
-    found = {}
-    for name, layer in calls.items():
-        form = signs_and_scales(layer) if hasattr(layer, "kernel") else None
+            negative = bits(words, _channels(operator, words.shape[-1]))
+            packed = graph.dtype(operator.outputs[0]) == np.int32
+            filters[_filter(negative, packed)].add(index)
+    inputs, found, known = _inputs(model), {}, {}
+    for name, node in binary_calls(model).items():
+        form = signs_and_scales(node.layer) if hasattr(node.layer, "kernel") else None
         if form is None or form[0].ndim != 4:
             continue
-        words = pack(form[0].transpose(3, 0, 1, 2) < 0)
-        same = filters[words.shape, words.tobytes()]
-        if same:
-            found[name] = same.pop(0)
+        call = (id(node.layer), inputs[name])
+        if call not in known:
+            negative = form[0].transpose(3, 0, 1, 2) < 0
+            same = [i for packed in (False, True) for i in filters[_filter(negative, packed)]]
+            fitting = [i for i in sorted(same) if _fits(node, graph, graph.operators[i])]
+            named = [i for i in fitting if graph.name(graph.operators[i].outputs[0]) == name]
+            known[call] = next(iter([*named, *fitting]), None)
+            for indices in filters.values():
+                indices.discard(known[call])
+        if known[call] is not None:
+            found[name] = known[call]
     return found
+
+
+def _fits(node, graph: Graph, operator: Operator) -> bool:
+    """Whether a call may have an operator's output size, which is not always known."""
+    sizes = zip(node.outputs.shape[1:3], graph.shape(operator.outputs[0])[1:3], strict=True)
+    return all(own in (None, theirs) for own, theirs in sizes)
+
+
+def _filter(negative: np.ndarray, up_to_signs: bool) -> tuple:
+    """What two kernels (O, H, W, I) have in common if they are equal, or up to a sign a channel."""
+    if up_to_signs:
+        negative = negative ^ negative[:, :1, :1, :1]
+    return up_to_signs, negative.shape, negative.tobytes()
+
+
+def _channels(operator: Operator, words: int) -> int:
+    """Of a binary convolution's kernel, which holds so many words of 32 of them."""
+    channels = operator.options["channels_in"]
+    return channels // (-(-channels // 32) // words)  # by the number of groups
 
 
 def packed_signs(model: tf.keras.Model, graph: Graph) -> tuple[dict[str, int], bool]:
@@ -150,25 +187,30 @@ def packed_signs(model: tf.keras.Model, graph: Graph) -> tuple[dict[str, int], b
         Tensor in the graph by the layer's name; and whether no other signs are in it.
     """
     found = {
-        name: graph.operators[index].inputs[0]
-        for name, index in converted(binary_calls(model), graph).items()
+        name: graph.operators[index].inputs[0] for name, index in converted(model, graph).items()
     }
     quantized = [op.outputs[0] for op in graph.operators if op.kind == "LceQuantize"]
     left = [tensor for tensor in quantized if tensor not in found.values()]
-    takers = {}  # LCE computes the signs of one tensor once
-    times = collections.Counter()  # that a node was met: a model may be called twice
+    takers, inputs = {}, _inputs(model)  # LCE computes the signs of one tensor once
     for name, node in named_nodes(model):
-        times[id(node)] += 1
         if is_binary(node.layer, "input_quantizer"):
-            tensor = node.keras_inputs[0]
-            key = (id(tensor), times[id(node)])
-            takers.setdefault(key, (_packed_shape(tensor.shape), []))[1].append(name)
+            shape = _packed_shape(node.keras_inputs[0].shape)
+            takers.setdefault(inputs[name], (shape, []))[1].append(name)
     others = [taker for taker in takers.values() if found.keys().isdisjoint(taker[1])]
     if [shape for shape, _ in others] == [tuple(graph.shape(tensor)[1:]) for tensor in left]:
         for (_, names), tensor in zip(others, left, strict=True):
             found.update(dict.fromkeys(names, tensor))
         left = []
     return found, not left
+
+
+def _inputs(model: tf.keras.Model) -> dict[str, tuple[int, int]]:
+    """What each call of a layer takes, by its name: the same for calls on one tensor."""
+    inputs, times = {}, collections.Counter()  # a model in it may be called twice
+    for name, node in named_nodes(model):
+        times[id(node)] += 1
+        inputs[name] = (id(node.keras_inputs[0]), times[id(node)])
+    return inputs
 
 
 def _packed_shape(shape) -> tuple[int, ...]:
@@ -194,7 +236,8 @@ def _source(tensor):
     return tensor.op
 
 
-def _reason(layer, source) -> tuple[str, str]:
+def _own_reason(layer) -> tuple[str, str] | None:
+    """Why a layer stays real whatever is before it, and what to do."""
     if not isinstance(layer, tf.keras.layers.Conv2D) or isinstance(
         layer, tf.keras.layers.DepthwiseConv2D | tf.keras.layers.Conv2DTranspose
     ):
@@ -204,7 +247,7 @@ def _reason(layer, source) -> tuple[str, str]:
         )
     if layer.groups > 1:
         return (
-            f"it has {layer.groups} groups, LCE's convolution has none",
+            f"it has {layer.groups} groups, which LCE's kernel does not compute",
             "use groups=1, or one QuantConv2D for each group",
         )
     precision = getattr(quantizer(layer, "input_quantizer"), "precision", 1)
@@ -218,6 +261,13 @@ def _reason(layer, source) -> tuple[str, str]:
             "its quantized kernel is not one scale per output channel times +1 and -1",
             "use ste_sign, magnitude_aware_sign or ScaledSign as the kernel quantizer",
         )
+    return None
+
+
+def _reason(layer, source) -> tuple[str, str]:
+    reason = _own_reason(layer)
+    if reason is not None:
+        return reason
     if source is not None and source.type in ("Pad", "PadV2", "MirrorPad"):
         return (
             "an explicit padding stands between the sign and the convolution",
@@ -255,7 +305,7 @@ def macs(graph: Graph, operator: Operator) -> tuple[int, int]:
         return 0, 0
     weights = graph.shape(operator.inputs[1])
     if binary:
-        weights = (*weights[:-1], operator.options["channels_in"])
+        weights = (*weights[:-1], _channels(operator, weights[-1]))
     if operator.kind == "TRANSPOSE_CONV":
         pixels = graph.shape(operator.inputs[2])[1:3]
     else:

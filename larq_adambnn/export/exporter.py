@@ -38,12 +38,12 @@ from larq_adambnn.export.description import (
     signature,
 )
 from larq_adambnn.export.device_times import Device, complexity, estimates, work
-from larq_adambnn.export.doctor import Diagnosis, diagnose
+from larq_adambnn.export.doctor import Diagnosis, binary_calls, diagnose, never_binary
 from larq_adambnn.export.fold import Folding, fold
 from larq_adambnn.export.tflite import Graph
 from larq_adambnn.names import IO_TYPES
 
-__all__ = ["Exported", "FineTuning", "export", "is_installed"]
+__all__ = ["Exported", "FineTuning", "export", "is_installed", "refuse_float"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +147,8 @@ def export(
             'Expected io_type="float", or "int8" with int8=True. Received: '
             f"io_type={io_type!r}, int8={int8}"
         )
+    if not allow_float_fallback:
+        refuse_float(model)
     folding = fold(model)
     real = None
     if int8:
@@ -159,7 +161,7 @@ def export(
         tflite = convert_as_is(folding.model)
     diagnosis = diagnose(model, tflite, folding.model)
     if not allow_float_fallback:
-        _refuse_float(diagnosis, model)
+        _refuse(model, diagnosis.float_layers)
     report = check(model, tflite, images, labels, quantized=int8, processes=processes)
     sums = work(Graph(tflite))
     description = Description(
@@ -214,15 +216,22 @@ def _fields(record) -> dict:
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
-def _refuse_float(diagnosis: Diagnosis, model: tf.keras.Model) -> None:
-    """Raises ValueError where a binary layer was not converted, or there is none."""
-    if diagnosis.expected == 0:
+def refuse_float(model: tf.keras.Model) -> None:
+    """Raises ValueError where it is known before any work that a binary layer stays float.
+
+    Or if there is none.
+    """
+    if not binary_calls(model):
         raise ValueError(
             f"Expected a network with binary weights and activations; {model.name} has no binary "
             "layer (allow_float_fallback converts it all the same)"
         )
-    for name, (reason, advice) in diagnosis.float_layers.items():
-        more = len(diagnosis.float_layers) - 1
+    _refuse(model, never_binary(model))
+
+
+def _refuse(model: tf.keras.Model, float_layers: dict[str, tuple[str, str]]) -> None:
+    for name, (reason, advice) in float_layers.items():
+        more = len(float_layers) - 1
         raise ValueError(
             f"{name} of {model.name} would stay float: {reason}; {advice}, or allow it "
             f"with allow_float_fallback{f' ({more} more such layers)' if more else ''}"

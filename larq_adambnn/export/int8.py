@@ -14,20 +14,23 @@ from larq_adambnn import callbacks, losses, optimizers
 from larq_adambnn.export.convert import convert_as_is
 from larq_adambnn.export.fold import Affine
 from larq_adambnn.export.tflite import float_outputs
-from larq_adambnn.layers import Rotate180, quantizer
-from larq_adambnn.walk import nodes, recall, walk
+from larq_adambnn.layers import quantizer
+from larq_adambnn.walk import nodes, recall, unique, walk
 
 __all__ = ["calibrate", "convert_int8", "fine_tune", "quantize"]
 
-# Whose output has the scale of its input
-_SAME_SCALE = (
-    Rotate180,
-    tf.keras.layers.AveragePooling2D,
-    tf.keras.layers.Concatenate,
-    tf.keras.layers.MaxPooling2D,
-)
+# TensorFlow's operations whose int8 form has one scale for all that goes in and out
+_ONE_SCALE = {
+    *("AvgPool", "ConcatV2", "DepthToSpace", "ExpandDims", "GatherV2", "Max", "MaxPool", "Maximum"),
+    *("Min", "Minimum", "MirrorPad", "Pack", "Pad", "PadV2", "Reshape", "ResizeBilinear"),
+    *("ResizeNearestNeighbor", "ReverseV2", "Slice", "SpaceToDepth", "Split", "SplitV", "Squeeze"),
+    *("StridedSlice", "Tile", "Transpose", "Unpack"),
+}
+_STEPS = 16  # of 256, which a channel of a concatenation should have
 _SIGN_STEPS = 8  # finer than its input's is the scale of a sum that only a sign reads
 _LEARNING_RATE = 1e-4
+
+Ranges = dict[str, tuple[float, float]]
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
@@ -64,99 +67,192 @@ class _Dense(tf.keras.layers.Dense):
         return self.activation(outputs + self.bias if self.use_bias else outputs)
 
 
-def calibrate(folded: tf.keras.Model, images: np.ndarray) -> dict[str, tuple[float, float]]:
-    """The (smallest, largest) output of every layer of a folded model, and of its input.
+_QUANTIZED = {tf.keras.layers.Conv2D: _Conv2D, tf.keras.layers.Dense: _Dense}
+
+
+def calibrate(folded: tf.keras.Model, images: np.ndarray) -> Ranges:
+    """The (smallest, largest) value of every tensor of a folded model.
+
+    A concatenation of which a quarter of the channels would have less than `_STEPS` of the 256
+    values that its widest channels need has none: it stays float.
 
     Args:
         folded: what `fold` gives.
         images: preprocessed calibration images (B, H, W, C).
+
+    Returns:
+        By the name of the tensor, see `_names`.
     """
-    ranges = {}
+    names, lows, highs = _names(folded), {}, {}
 
     def widen(name, tensor):
-        low, high = float(tf.reduce_min(tensor)), float(tf.reduce_max(tensor))
-        known = ranges.get(name, (0.0, 0.0))
-        ranges[name] = (min(low, known[0]), max(high, known[1]))
+        values = tensor.numpy().reshape(-1, tensor.shape[-1])
+        lows[name] = np.minimum(lows.get(name, 0.0), values.min(0))
+        highs[name] = np.maximum(highs.get(name, 0.0), values.max(0))
 
     def call(node, tensors):
         outputs = tf.nest.flatten(recall(node.layer, node, tensors))
-        widen(node.layer.name, outputs[0])
+        for tensor, output in zip(tf.nest.flatten(node.outputs), outputs, strict=True):
+            widen(names[id(tensor)], output)
         return outputs
 
     for start in range(0, len(images), 8):
         batch = tf.constant(images[start : start + 8], tf.float32)
         widen("", batch)
         walk(folded, [batch], call)
+    ranges = {name: (float(lows[name].min()), float(highs[name].max())) for name in lows}
+    for node in nodes(folded):
+        if "ConcatV2" in _operations(node):
+            name = names[id(tf.nest.flatten(node.outputs)[0])]
+            widths = highs[name] - lows[name]
+            if np.quantile(widths[widths > 0], 0.25) < np.ptp(ranges[name]) * _STEPS / 256:
+                del ranges[name]
     return ranges
 
 
-def quantize(folded: tf.keras.Model, ranges: dict[str, tuple[float, float]]) -> tf.keras.Model:
+def quantize(folded: tf.keras.Model, ranges: Ranges) -> tf.keras.Model:
     """A copy of a folded model with fake quantization between its layers."""
-    ranges = _adjusted(folded, ranges)
-    readers = _readers(folded)
+    names, readers = _names(folded), _readers(folded)
+    ranges = _adjusted(folded, names, readers, ranges)
 
     def call(node, tensors):
         layer = node.layer
-        kind = {tf.keras.layers.Conv2D: _Conv2D, tf.keras.layers.Dense: _Dense}.get(
-            type(layer), type(layer)
-        )
-        copy = kind.from_config(layer.get_config())
+        copy = _QUANTIZED.get(type(layer), type(layer)).from_config(layer.get_config())
         copy.trainable = quantizer(layer, "input_quantizer") is None  # binary kernels stay
-        outputs = recall(copy, node, tensors)
-        copy.set_weights(layer.get_weights())
-        following = readers[layer.name]
-        fused = len(following) == 1 and isinstance(following[0], Affine)
-        if not (fused or _is_sign(layer)):
-            outputs = FakeQuant(*ranges[layer.name], name=f"{layer.name}_int8")(outputs)
-        return tf.nest.flatten(outputs)
+        outputs = tf.nest.flatten(recall(copy, node, tensors))
+        copy.set_weights(_lifted(layer, ranges.get(names[id(node.keras_inputs[0])])))
+        return [
+            output
+            if name not in ranges or _stays_float(layer, tensor, readers[id(tensor)])
+            else FakeQuant(*ranges[name], name=f"{name}_int8")(output)
+            for tensor, output in zip(tf.nest.flatten(node.outputs), outputs, strict=True)
+            for name in [names[id(tensor)]]
+        ]
 
     (tensor,) = folded.inputs
     images = tf.keras.Input(tensor.shape[1:], name=tensor.node.layer.name)
     inputs = FakeQuant(*ranges[""], name="images_int8")(images)
-    return tf.keras.Model(images, walk(folded, [inputs], call)[0], name=folded.name)
+    outputs = walk(folded, [inputs], call)
+    model = tf.keras.Model(images, outputs if len(outputs) > 1 else outputs[0], name=folded.name)
+    model.output_names = folded.output_names
+    return model
 
 
-def _readers(folded: tf.keras.Model) -> dict[str, list[tf.keras.layers.Layer]]:
-    """The layers that take each layer's output."""
+def _names(folded: tf.keras.Model) -> dict[int, str]:
+    """A name of each tensor of a folded model, by its id: its layer's, "" of the input."""
+    names = {id(tensor): "" for tensor in folded.inputs}
+    used = {layer.name for layer in folded.layers}
+    for node in nodes(folded):
+        first, *others = tf.nest.flatten(node.outputs)
+        names[id(first)] = node.layer.name
+        names |= {id(tensor): unique(node.layer.name, used) for tensor in others}
+    return names
+
+
+def _readers(folded: tf.keras.Model) -> dict[int, list[tf.keras.layers.Layer]]:
+    """The layers that take each tensor, by its id."""
     readers = collections.defaultdict(list)
     for node in nodes(folded):
         for tensor in node.keras_inputs:
-            readers[tensor.node.layer.name].append(node.layer)
+            readers[id(tensor)].append(node.layer)
     return readers
 
 
-def _is_sign(layer) -> bool:
-    return getattr(getattr(layer, "activation", None), "precision", None) == 1
+def _lifted(layer, range_of_input: tuple[float, float] | None) -> list[np.ndarray]:
+    """The weights of a layer, in which every bias has a place in 32 bits.
+
+    A bias is a multiple of its input's scale times its kernel's, which is that of the channel
+    (of all, in a dense layer).  Where the kernel is near zero, as after a batch norm with a
+    gamma near zero, its largest weight becomes so large that the bias is below 2**30 of these
+    steps.  That changes the output by less than the bias divided by 30,000.
+    """
+    weights = layer.get_weights()
+    if range_of_input is None or not getattr(layer, "use_bias", False) or len(weights) != 2:
+        return weights
+    kernel, bias = weights[0].copy(), np.abs(weights[1])
+    if isinstance(layer, tf.keras.layers.Dense):
+        rows, bias = kernel.reshape(-1, 1), bias.max(keepdims=True)
+    else:
+        rows = kernel.reshape(-1, len(bias))
+    low, high = range_of_input
+    least = 127 * bias / ((high - low) / 255 * 2**30)
+    largest = np.abs(rows).argmax(0), np.arange(len(bias))
+    rows[largest] = np.copysign(np.maximum(np.abs(rows[largest]), least), rows[largest])
+    return [kernel, weights[1]]
 
 
-def _adjusted(folded: tf.keras.Model, ranges) -> dict[str, tuple[float, float]]:
+def _stays_float(layer, tensor, following) -> bool:
+    """Whether the output of a layer is not rounded to 8 bits.
+
+    That are signs, what a binary convolution gives to other signs, and what is one operator
+    with the layer that follows.
+    """
+    binary = isinstance(layer, Affine) or quantizer(layer, "input_quantizer") is not None
+    return (
+        tensor.dtype != tf.float32
+        or getattr(getattr(layer, "activation", None), "precision", None) == 1
+        or (len(following) == 1 and isinstance(following[0], Affine))
+        or (binary and _only_signs(following))
+    )
+
+
+def _only_signs(layers) -> bool:
+    return bool(layers) and all(quantizer(x, "input_quantizer") is not None for x in layers)
+
+
+def _adjusted(folded: tf.keras.Model, names, readers, ranges: Ranges) -> Ranges:
     """Ranges that are equal where an operator has one scale, and fine where a sign reads."""
     ranges = {name: (low, max(high, low + 1e-6)) for name, (low, high) in ranges.items()}
-    readers = _readers(folded)
-    names = {tensor.node.layer.name for tensor in folded.inputs}
-
-    def key(tensor):
-        return "" if tensor.node.layer.name in names else tensor.node.layer.name
-
+    groups, moved = [], set()
     for node in nodes(folded):
-        following = readers[node.layer.name]
-        if following and all(
-            quantizer(layer, "input_quantizer") is not None for layer in following
-        ):
-            low, high = ranges[key(node.keras_inputs[0])]
-            step = (high - low) / 255 / _SIGN_STEPS
-            ranges[node.layer.name] = (-128 * step, 127 * step)
+        outputs = tf.nest.flatten(node.outputs)
+        kinds = _operations(node)
+        one_with_pool = kinds <= {"Relu", "Relu6"} and id(node.keras_inputs[0]) in moved
+        if kinds and (kinds <= _ONE_SCALE or one_with_pool):
+            groups.append([names[id(tensor)] for tensor in (*node.keras_inputs, *outputs)])
+            moved.update(map(id, outputs))
+    _spread(groups, ranges)
+    for node in nodes(folded):
+        before = [ranges.get(names[id(tensor)]) for tensor in node.keras_inputs]
+        for tensor in tf.nest.flatten(node.outputs):
+            name, signs = names[id(tensor)], _only_signs(readers[id(tensor)])
+            if None in before and (signs or not node.layer.weights):
+                ranges.pop(name, None)  # what computes with floats is not rounded after it
+            elif signs and name in ranges and id(tensor) not in moved:
+                ((low, high), *_) = before
+                step = (high - low) / 255 / _SIGN_STEPS
+                ranges[name] = (-128 * step, 127 * step)
+    _spread(groups, ranges)
+    return ranges
+
+
+def _spread(groups: list[list[str]], ranges: Ranges) -> None:
+    """Gives all of a group the range that covers theirs, or none if one of them has none."""
     changed = True
     while changed:
-        changed = False
-        for node in nodes(folded):
-            if not isinstance(node.layer, _SAME_SCALE):
-                continue
-            group = [*map(key, node.keras_inputs), node.layer.name]
-            union = (min(ranges[n][0] for n in group), max(ranges[n][1] for n in group))
-            changed |= any(ranges[name] != union for name in group)
-            ranges.update(dict.fromkeys(group, union))
-    return ranges
+        before = dict(ranges)
+        for group in groups:
+            if all(name in ranges for name in group):
+                lows, highs = zip(*(ranges[name] for name in group), strict=True)
+                ranges.update(dict.fromkeys(group, (min(lows), max(highs))))
+            else:
+                for name in group:
+                    ranges.pop(name, None)
+        changed = ranges != before
+
+
+def _operations(node) -> set[str]:
+    """TensorFlow's operations that compute numbers in a layer without weights."""
+    if node.layer.weights:
+        return set()
+    specs = [tf.TensorSpec((1, *x.shape[1:]), x.dtype) for x in node.keras_inputs]
+    traced = tf.function(lambda *tensors: recall(node.layer, node, tensors))
+    kinds = {
+        operation.type
+        for operation in traced.get_concrete_function(*specs).graph.get_operations()
+        if any(output.dtype == tf.float32 for output in operation.outputs)
+    }
+    return kinds - {"Const", "Identity", "Placeholder"}
 
 
 def fine_tune(
@@ -192,8 +288,5 @@ def convert_int8(quantized: tf.keras.Model, *, int8_io: bool) -> tuple[bytes, li
     Returns:
         The .tflite file's bytes, and the names of the binary convolutions that stay float32
         because they pad with zeros.
-
-    Raises:
-        ValueError: a tensor of it has no range.
     """
-    return float_outputs(convert_as_is(quantized, quantized=True, int8_io=int8_io))
+    return float_outputs(convert_as_is(quantized, int8_io=int8_io))

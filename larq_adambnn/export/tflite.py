@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import warnings
+from collections.abc import Sequence
 
 import flatbuffers
 import numpy as np
@@ -14,7 +15,9 @@ __all__ = [
     "Operator",
     "compact",
     "float_outputs",
+    "named_outputs",
     "operators",
+    "output_names",
     "single_operator",
     "with_outputs",
 ]
@@ -198,6 +201,33 @@ def compact(tflite: bytes) -> bytes:
         ):
             op.builtinOptions = _Shared(op.builtinOptions)
     return graph.to_bytes()
+
+
+def named_outputs(tflite: bytes, names: Sequence[str]) -> bytes:
+    """The same file with its outputs in the order of a model, and named after those.
+
+    The converter sorts them in another way; its signature tells which is which.
+
+    Args:
+        tflite: a file whose signature has the outputs output_0, output_1 and so on.
+        names: theirs now, in this order.
+    """
+    graph = Graph(tflite)
+    (signature,) = graph.model.signatureDefs
+    entries = {entry.name: entry for entry in signature.outputs}
+    graph.graph.outputs = []
+    for number, name in enumerate(names):
+        entry = entries[f"output_{number}".encode()]
+        entry.name = name.encode()
+        graph.graph.tensors[entry.tensorIndex].name = entry.name
+        graph.graph.outputs.append(entry.tensorIndex)
+    return graph.to_bytes()
+
+
+def output_names(tflite: bytes) -> list[str]:
+    """The names of a file's outputs in their order, which is that of its Keras model."""
+    graph = Graph(tflite)
+    return [graph.name(tensor) for tensor in graph.outputs]
 
 
 def with_outputs(tflite: bytes, tensors: list[int]) -> bytes:

@@ -4,7 +4,22 @@ import tensorflow as tf
 
 from larq_adambnn.names import ZOO
 
-__all__ = ["zoo"]
+__all__ = ["SMALLEST", "zoo"]
+
+# Height and width from which on a network takes images; the others take any
+SMALLEST = {
+    "BinaryAlexNet": 57,
+    "BinaryDenseNet28": 8,
+    "BinaryDenseNet37": 8,
+    "BinaryDenseNet37Dilated": 2,
+    "BinaryDenseNet45": 8,
+    "BinaryResNetE18": 8,
+    "DoReFaNet": 44,
+    "QuickNet": 29,
+    "QuickNetLarge": 29,
+    "QuickNetSmall": 29,
+    "XNORNet": 217,
+}
 
 
 def zoo(name: str, input_shape: tuple[int, int, int], num_classes: int) -> tf.keras.Model:
@@ -23,13 +38,31 @@ def zoo(name: str, input_shape: tuple[int, int, int], num_classes: int) -> tf.ke
             f"{name} is a network of larq-zoo, which is not installed; expected it after: "
             'pip install "larq_adambnn[zoo]"'
         ) from error
+    smallest = SMALLEST.get(name, 1)
+    if min(input_shape[:2]) < smallest:
+        raise ValueError(
+            f"Expected images of at least {smallest} x {smallest} for {name}. "
+            f"Received: input_shape={input_shape}"
+        )
     build = getattr(larq_zoo.sota, name, None) or getattr(larq_zoo.literature, name)
-    model = build(input_shape=input_shape, num_classes=num_classes, weights=None)
-    last = model.layers[-1]
-    if not (
-        isinstance(last, tf.keras.layers.Activation)
-        and last.activation is tf.keras.activations.softmax
-    ):
-        raise ValueError(f"Expected {name} to end with a softmax. Received: {last.name}")
-    logits = tf.keras.layers.Activation("linear", dtype="float32", name="logits")(last.input)
+    try:
+        model = build(input_shape=input_shape, num_classes=num_classes, weights=None)
+    except ValueError as error:  # of two branches that have different sizes
+        raise ValueError(
+            f"Expected an image size that {name} takes, such as a multiple of 32. "
+            f"Received: input_shape={input_shape}"
+        ) from error
+    output = model.output
+    while _is_softmax(output.node.layer):
+        layer = output.node.layer
+        if layer.weights:  # it is the activation of what computes the logits
+            layer.activation = tf.keras.activations.linear
+            break
+        output = layer.input
+    logits = tf.keras.layers.Activation("linear", dtype="float32", name="logits")(output)
     return tf.keras.Model(model.input, logits, name=model.name)
+
+
+def _is_softmax(layer) -> bool:
+    activation = getattr(layer, "activation", None)
+    return isinstance(layer, tf.keras.layers.Softmax) or activation is tf.keras.activations.softmax

@@ -441,6 +441,11 @@ def check(config: Config) -> Config:
             config.model != "resnet34" or config.order == "real_valued",
             f"--order: expected real_valued with --model=resnet34; received {config.order}",
         )
+        _require(
+            config.model != "DoReFaNet" or len(config.steps) == 1,
+            "--order: expected one_step or real_valued with --model=DoReFaNet, whose activations "
+            f"have 2 bits; received {config.order}",
+        )
     if mode == "import":
         _check_import(config)
     if mode == "train":

@@ -18,7 +18,7 @@ from larq_adambnn.runs import datasets, provenance, students
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
 
-__all__ = ["check_installed", "devices", "export_run", "is_current", "outdated"]
+__all__ = ["check_installed", "check_network", "devices", "export_run", "is_current", "outdated"]
 
 # Images of the check by default: LCE's interpreter takes 10 to 500 ms for one here
 _SMALL_IMAGE, _SMALL_COUNT, _LARGE_COUNT = 64, 1000, 100
@@ -46,6 +46,17 @@ def devices(config: Config, tflite: pathlib.Path | None = None) -> list[Device]:
     """
     path = config.device_profile
     return [read_device(pathlib.Path(path), tflite)] if path else []
+
+
+def check_network(config: Config, dataset: Dataset) -> None:
+    """Raises UsageError if it is known before the training that the network stays float."""
+    if config.allow_float_fallback:
+        return
+    try:
+        export.refuse_float(students.build_student(config, dataset))
+    except ValueError as error:
+        reason = str(error).replace("allow_float_fallback", "--allow_float_fallback")
+        raise UsageError(f"--export: {reason}; or train with --noexport") from error
 
 
 def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Description:

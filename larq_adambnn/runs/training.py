@@ -55,6 +55,8 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
     teachers.check(config)
     check_initial(config, dataset)
     dataset = datasets.load(config) if dataset is None else _own(dataset, config)
+    if exported:
+        exporting.check_network(config, dataset)
     notes = advice.notes(config, dataset, strategy.num_replicas_in_sync)
     for note in notes if strategies.is_chief(strategy) else ():
         print(f"note: {note}", file=sys.stderr)

@@ -141,6 +141,23 @@ def test_explicit_padding_with_ones_at_stride_2(size, caught):
         examined(model)
 
 
+def test_groups_are_counted_once():
+    """LCE's converter takes 32 channels in each, which its kernel refuses."""
+    model = model_of(lambda x: conv(64, padding="same", groups=2)(x), channels=64)
+    (layer,) = (layer for layer in model.layers if layer.name == "conv")
+    assert layer.kernel.shape == (3, 3, 32, 64)
+    alone = convert_as_is(model)
+    assert export.operators(alone)["LceBconv2d"] == 1
+    with pytest.raises(ValueError, match="that LCE's interpreter can run"):
+        export.predict(alone, exports.images(model, 1))
+    expected = 8 * 8 * 9 * 32 * 64
+    diagnosis = diagnose(model, alone, model)
+    assert diagnosis.operators["LceBconv2d"]["binary_macs"] == expected
+    tflite, diagnosis = examined(model)
+    assert diagnosis.operators["CONV_2D"]["real_macs"] == expected + 8 * 8 * 3 * 64
+    assert export.check(model, tflite).passed
+
+
 def test_real_layers_are_not_expected_to_be_binary():
     names = {layer.name for layer in binary_layers(exports.network("reactnet18", 32, 0.0625))}
     assert names == {f"block{number}_conv3x3" for number in range(1, 17)}

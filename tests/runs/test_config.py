@@ -328,6 +328,7 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
         (["--output_dir=x", "--teacher=resnet34", "--teacher_weights=gone"], "--teacher_weights"),
         (["--output_dir=x", "--teacher=self", "--model=QuickNet", "--width=0.5"], "--model"),
         (["--output_dir=x", "--teacher=self", "--model=resnet34"], "--order"),
+        (["--output_dir=x", "--teacher=self", "--model=DoReFaNet"], "have 2 bits"),
         (
             ["--output_dir=x", "--teacher=self", "--sync_batch_norm", "--microbatches=2"],
             "--sync_batch_norm",

@@ -15,7 +15,7 @@ __all__ = ["Affine", "ConstantMinus", "emit"]
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
 class Affine(tf.keras.layers.Layer):
-    """``scale * x + bias`` per channel; after a convolution LCE fuses it."""
+    """``scale * x + bias`` per channel; after a binary convolution LCE fuses it."""
 
     def build(self, input_shape):
         self.scale = self.add_weight("scale", shape=input_shape[-1:], initializer="ones")
@@ -42,10 +42,30 @@ class ConstantMinus(tf.keras.layers.Layer):
         return self.constant - inputs
 
 
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class Unpacked(lq.quantizers.Quantizer):
+    """A sign whose convolution LCE leaves real.
+
+    Its converter takes groups of a multiple of 32 channels, which its kernel refuses.
+    """
+
+    def __init__(self, quantizer, **kwargs):
+        super().__init__(**kwargs)
+        self.quantizer = lq.quantizers.get(quantizer)
+        self.precision = getattr(self.quantizer, "precision", None)
+
+    def call(self, inputs):
+        return tf.maximum(self.quantizer(inputs), inputs.dtype.min)  # which changes nothing
+
+    def get_config(self):
+        return {**super().get_config(), "quantizer": lq.quantizers.serialize(self.quantizer)}
+
+
 def emit(records: list[Record], name: str) -> tuple[tf.keras.Model, list[str]]:
     """The model of records.
 
-    A layer has its record's name; a further one is named after what it belongs to.
+    A layer has its record's name; a further one is named after what it belongs to.  The
+    model's outputs have their records' names.
 
     Returns:
         The model; and the binary layers that pad images smaller than their kernel with zeros.
@@ -54,7 +74,9 @@ def emit(records: list[Record], name: str) -> tuple[tf.keras.Model, list[str]]:
     for record in records:
         emitter.add(record)
     outputs = emitter.outputs if len(emitter.outputs) > 1 else emitter.outputs[0]
-    return tf.keras.Model(emitter.inputs, outputs, name=name), emitter.small_images
+    model = tf.keras.Model(emitter.inputs, outputs, name=name)
+    model.output_names = [record.name for record in records if record.kind == "output"]
+    return model, emitter.small_images
 
 
 class _Emitter:
@@ -85,7 +107,12 @@ class _Emitter:
         return _call(Shift, name, tensor, record.bias)
 
     def _affine(self, record, tensor):
-        return _call(Affine, record.name, tensor, record.scale, record.bias)
+        """One operator, which has a form for 8 bits: a convolution of each channel by itself."""
+        if tensor.shape.rank != 4:
+            return _call(Affine, record.name, tensor, record.scale, record.bias)
+        weights = record.scale[:, np.newaxis], record.bias
+        kind = tf.keras.layers.DepthwiseConv2D
+        return _call(kind, record.name, tensor, *weights, kernel_size=1)
 
     def _prelu(self, record, tensor):
         options = {
@@ -175,7 +202,9 @@ def _plain(record, tensor, *weights: np.ndarray, **changes):
     kind = lq.layers.QuantConv2D if hasattr(layer, "input_quantizer") else type(layer)
     config = layer.get_config() | {"name": record.name, "kernel_initializer": "zeros"} | changes
     if kind is lq.layers.QuantConv2D:
-        config["input_quantizer"] = quantizer(layer, "input_quantizer")
+        sign = quantizer(layer, "input_quantizer")
+        grouped = sign is not None and layer.groups > 1
+        config["input_quantizer"] = Unpacked(sign) if grouped else sign
         config["kernel_quantizer"] = None
     for name in ("kernel_constraint", "kernel_regularizer", "activity_regularizer"):
         config[name] = None

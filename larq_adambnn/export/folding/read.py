@@ -119,11 +119,12 @@ class _Reader:
             kernel, scale = form
             if not scale.all():
                 self.zero_scales[name] = int(np.sum(scale == 0))
-        relu = form is not None and has_relu(layer)
+        binary = form is not None and layer.groups == 1
+        relu = binary and has_relu(layer)
         unpadded = layer.padding == "valid" or layer.kernel_size == (1, 1)
         signed = quantizer(layer, "input_quantizer") is not None
         given = self._add(
-            "convolution" if form is None else "binary",
+            "binary" if binary else "convolution",
             name,
             given,
             layer=layer,

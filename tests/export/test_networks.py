@@ -1,0 +1,110 @@
+"""Every row of the table of networks: built, trained in two steps, exported, checked, predicted."""
+
+import contextlib
+
+import exports
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from larq_adambnn import callbacks, export, layers, models
+from larq_adambnn.export import int8 as eight_bits
+from larq_adambnn.export import interpreter, tflite
+from larq_adambnn.models.zoo import SMALLEST
+
+
+def forms_of_two_steps(model, images):
+    """What is binary in each of two epochs of one iteration."""
+    forms = []
+    note = tf.keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: forms.append(layers.binarization(model))
+    )
+    labels = [np.arange(len(images)) % networks.CLASSES for _ in model.outputs]
+    model.compile("sgd", tf.keras.losses.SparseCategoricalCrossentropy(True), run_eagerly=True)
+    switch = callbacks.TwoStepSwitch(1)
+    model.fit(images, labels, len(images), epochs=2, callbacks=[switch, note], verbose=0)
+    return forms
+
+
+def refusal(line):
+    return pytest.raises(ValueError, match=line) if line else contextlib.nullcontext()
+
+
+def follow(row, size):
+    model = row.build(size)
+    images = exports.images(model, 16)
+    with refusal(row.not_binary):
+        assert forms_of_two_steps(model, images[:4]) == [(True, False), (True, True)]
+    for int8 in (False, True):
+        tf.keras.utils.set_random_seed(0)
+        model = exports.settled(row.random(size), images) if size > 16 else row.random(size)
+        if row.stays_float:
+            with refusal(row.stays_float):
+                export.export(model, images, int8=int8)
+        exported = export.export(
+            model, images, int8=int8, allow_float_fallback=bool(row.stays_float)
+        )
+        counts = exported.description.binary_convolutions
+        assert counts.expected == row.binary
+        assert counts.converted == (0 if row.stays_float else row.binary)
+        predicted = export.predict(exported.tflite, images)
+        assert predicted.shape == (16, networks.CLASSES)
+        if not (int8 and row.trained):
+            assert exported.report.passed, exported.report.failures
+
+
+@pytest.mark.parametrize("name", [n for n, row in networks.SMALL.items() if row.outputs == 1])
+def test_a_small_network(name):
+    row = networks.SMALL[name]
+    follow(row, row.sizes[0])
+    assert row.build(row.sizes[1]).output_shape == (None, networks.CLASSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.NAMED)
+def test_a_named_network(name):
+    row = networks.NAMED[name]
+    for size in row.sizes:
+        assert row.build(size).output_shape == (None, networks.CLASSES)
+    follow(row, row.sizes[1])
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_smallest_size_is_said(name):
+    size = SMALLEST[name]
+    with pytest.raises(ValueError, match=f"at least {size} x {size} for {name}"):
+        models.build(name, input_shape=(300, size - 1, 3), num_classes=2)
+
+
+def test_a_size_that_two_branches_do_not_share():
+    with pytest.raises(ValueError, match="that BinaryResNetE18 takes, such as a multiple of 32"):
+        models.build("BinaryResNetE18", input_shape=(30, 30, 3), num_classes=2)
+
+
+def test_real_to_binary_net_gives_logits():
+    """It ends in a layer Softmax."""
+    model = models.build("RealToBinaryNet", input_shape=(8, 8, 3), num_classes=3)
+    assert np.abs(model(exports.images(model, 2)).numpy().sum(-1) - 1).max() > 1e-3
+    assert not any(isinstance(layer, tf.keras.layers.Softmax) for layer in model.layers)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("int8", [False, True])
+def test_outputs_keep_their_order(count, int8):
+    row = networks.SMALL[{2: "two outputs", 4: "four outputs"}[count]]
+    model = row.random(row.sizes[0])
+    images = exports.images(model, 4)
+    if int8:
+        folded = export.fold(model).model
+        quantized = eight_bits.quantize(folded, eight_bits.calibrate(folded, images))
+        file, _ = eight_bits.convert_int8(quantized, int8_io=True)
+    else:
+        file = export.convert(model)
+    assert tflite.output_names(file) == model.output_names
+    found = interpreter.run(interpreter.load(file), images)
+    shapes = [output.shape for output in found]
+    assert shapes == [(4, networks.CLASSES + number) for number in range(count)]
+    if not int8:
+        for own, expected in zip(found, model(images), strict=True):
+            np.testing.assert_allclose(own, expected, rtol=1e-3, atol=1e-3)
