@@ -44,19 +44,24 @@ class Guess:
 
 
 def logits(network: Network, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The logits (B, num_classes) of each batch of preprocessed images (B, H, W, C)."""
+    """The logits (B, num_classes) of each batch of preprocessed images (B, H, W, C).
+
+    Of a network with several outputs they are the first, in the order of `Model.outputs`.
+    """
     if isinstance(network, bytes):
-        for outputs in interpreter.predictions(network, batches, processes=cores()):
-            yield outputs[0]
+        several = interpreter.predictions(network, batches, processes=cores())
     else:
-        yield from map(network.predict_on_batch, batches)
+        several = (tf.nest.flatten(network.predict_on_batch(batch)) for batch in batches)
+    for outputs in several:
+        yield outputs[0]
 
 
 def evaluate(network: Network, dataset: Dataset, split: str = "") -> Accuracy:
     """The accuracy of a network on a split; by default on the data set's `split`.
 
     Raises:
-        ValueError: an argument is not what it should be.
+        ValueError: an argument is not what it should be, or the network's first output is none
+            of a value a class.
         UsageError: there is no such split, or an image of it cannot be used.
     """
     expect("network", network, _NETWORK)
@@ -100,7 +105,8 @@ def classify(
         class_names: by label.
 
     Raises:
-        ValueError: an argument is not what it should be.
+        ValueError: an argument is not what it should be, or the network's first output is none
+            of a value a class.
         UsageError: a file cannot be read, or is no image.
     """
     expect("network", network, _NETWORK)
@@ -134,10 +140,10 @@ def _check_input(network: Network, preparation: Preparation) -> None:
 
 def _check_outputs(of_batch: np.ndarray, class_names: Sequence[str]) -> None:
     """Raises ValueError unless each logit of a batch has a name."""
-    if of_batch.shape[-1] != len(class_names):
+    if of_batch.shape[1:] != (len(class_names),):
         raise ValueError(
-            f"Expected as many class names as the network has outputs, {of_batch.shape[-1]}. "
-            f"Received: {len(class_names)}"
+            f"Expected as many class names as the network's first output has values. Received: "
+            f"{len(class_names)}, and an output of shape {of_batch.shape[1:]}"
         )
 
 

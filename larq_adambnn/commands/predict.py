@@ -7,6 +7,7 @@ from larq_adambnn import inference
 from larq_adambnn.commands.evaluate import check_fits, naming, read_tflite
 from larq_adambnn.data.folder import hidden
 from larq_adambnn.errors import UsageError
+from larq_adambnn.export import selftest
 from larq_adambnn.files import printable
 from larq_adambnn.inference import Guess
 from larq_adambnn.machine import quiet
@@ -24,7 +25,7 @@ def main(config: Config) -> None:
 
     Raises:
         UsageError: an image is none, or there is no such run or file, or the .tflite has
-            no export.json beside it.
+            no export.json beside it, or does not pass the self-test beside it.
     """
     files = image_files(config.images)
     if config.tflite:
@@ -34,6 +35,7 @@ def main(config: Config) -> None:
                 f"--tflite: expected the export.json that was written with {config.tflite} beside "
                 "it; it is not there"
             )
+        _check_itself(pathlib.Path(config.tflite), network)
         if known.preprocessing is None or not known.class_names:
             raise UsageError(
                 f"--tflite: expected class_names and preprocessing in the export.json of "
@@ -80,6 +82,18 @@ def image_files(paths: tuple[str, ...]) -> list[pathlib.Path]:
             )
         files += found
     return files
+
+
+def _check_itself(path: pathlib.Path, network: bytes) -> None:
+    """Raises UsageError where a file fails its self-test; it need not have one."""
+    test = selftest.path(path)
+    if test.is_file():
+        try:
+            failure = selftest.failure(network, test.read_bytes())
+        except ValueError as error:
+            raise UsageError(f"--tflite: {test}: {error}") from None
+        if failure:
+            raise UsageError(f"--tflite: {path} does not pass {test.name}: {failure}")
 
 
 def _is_image(path: pathlib.Path) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.export.fold import fold
-from larq_adambnn.export.tflite import Graph, compact, named_outputs
+from larq_adambnn.export.tflite import Graph, compact, named_outputs, unpadded
 from larq_adambnn.machine import quiet
 from larq_adambnn.padding import same_padding
 from larq_adambnn.walk import nodes
@@ -72,7 +72,8 @@ def convert_as_is(model: tf.keras.Model, *, int8_io: bool = False) -> bytes:
             inference_input_type=io_type,
             inference_output_type=io_type,
         )
-    return compact(_named_convolutions(named_outputs(tflite, model.output_names), model))
+    tflite = _named_convolutions(named_outputs(tflite, model.output_names), model)
+    return compact(unpadded(tflite))
 
 
 def _named_convolutions(tflite: bytes, model: tf.keras.Model) -> bytes:

@@ -154,7 +154,7 @@ class Description:
         bytes: its size.
         float_bytes: that of the network's weights in float32.
         trained_in: the arithmetic of the training.
-        input, output: of one image.
+        input, output: of one image; of several outputs the first.
         preprocessing: None where it is not known.
         class_names: by label; empty where they are not known.
         binary_convolutions: what became of each binary layer.
@@ -163,6 +163,7 @@ class Description:
         check: the comparison with Keras.
         accuracy: top-1 of both in it.
         seconds: that the export took.
+        other_outputs: those after the first, in the order of the Keras model.
         stays_float32: of an int8 file, the binary convolutions that give float32.
         calibrated_on: of an int8 file, the images of its ranges.
         step: of a run's network, the step whose end it is.
@@ -186,6 +187,7 @@ class Description:
     check: Checked
     accuracy: Accuracy
     seconds: float
+    other_outputs: list[Tensor] = dataclasses.field(default_factory=list)
     stays_float32: list[str] | None = None
     calibrated_on: str | None = None
     step: int | None = None
@@ -199,9 +201,12 @@ class Description:
         for name in ("stays_float32", "calibrated_on", "step", "weights_sha256"):
             if result[name] is None:
                 del result[name]
-        for part in (result["input"], result["output"], *_layers(result)):
+        tensors = [result["input"], result["output"], *result["other_outputs"]]
+        for part in (*tensors, *_layers(result)):
             for name in [name for name, value in part.items() if value is None]:
                 del part[name]
+        if not self.other_outputs:
+            del result["other_outputs"]
         result["check"] = {"passed": self.check.passed, **result["check"]}
         return json.dumps(result, indent=2) + "\n"
 
@@ -262,18 +267,19 @@ def find(path: str | os.PathLike, tflite: bytes) -> Description | None:
     return None
 
 
-def signature(tflite: bytes) -> dict[str, Tensor]:
-    """`input` and `output` of a file."""
+def signature(tflite: bytes) -> dict[str, Tensor | list[Tensor]]:
+    """`input`, `output` and `other_outputs` of a file."""
     interpreter = load(tflite)
-    result = {}
-    for name in ("input", "output"):
-        shape, kind, scale, zero_point = (
-            getattr(interpreter, f"{name}_{part}")[0]
-            for part in ("shapes", "types", "scales", "zero_points")
-        )
-        quantization = (float(scale), int(zero_point)) if kind == np.int8 else ()
-        result[name] = Tensor(list(map(int, shape)), np.dtype(kind).name, *quantization)
-    return result
+
+    def tensors(name):
+        parts = ("shapes", "types", "scales", "zero_points")
+        of_each = (getattr(interpreter, f"{name}_{part}") for part in parts)
+        for shape, kind, scale, zero_point in zip(*of_each, strict=True):
+            quantization = (float(scale), int(zero_point)) if kind == np.int8 else ()
+            yield Tensor(list(map(int, shape)), np.dtype(kind).name, *quantization)
+
+    (of_input,), (output, *others) = tensors("input"), tensors("output")
+    return {"input": of_input, "output": output, "other_outputs": others}
 
 
 def describe(export: Description) -> list[str]:
@@ -323,12 +329,28 @@ def describe(export: Description) -> list[str]:
             f"    - top-1 of Keras {100 * check.keras_accuracy:.2f} %, of the .tflite "
             f"{100 * check.tflite_accuracy:.2f} %"
         )
+    if len(check.kernels) > 1:
+        lines.append(
+            f"    - run with {check.kernels[0]}, and its first images also with "
+            f"{' and '.join(check.kernels[1:])}"
+        )
+    if check.not_compared:
+        lines.append(
+            f"    - not compared: the signs before {', '.join(check.not_compared)}, which were not "
+            "found in the file"
+        )
     if check.signs:
         worst = min(check.signs, key=check.signs.get)
         lines.append(
             f"    - given the same signs before it, at least {100 * check.signs[worst]:.4f} % "
             f"of the signs at each layer agree (least at `{worst}`), and the logits differ by "
             f"at most {check.same_signs_difference:.2g}"
+        )
+    if check.channels:
+        worst = min(check.channels, key=check.channels.get)
+        lines.append(
+            f"    - counted by their distance from 0, at least {100 * check.channels[worst]:.4f} % "
+            f"agree in every channel (least at `{worst}`)"
         )
     lines += [
         "",

@@ -18,12 +18,12 @@ __all__ = [
     "binary_calls",
     "binary_layers",
     "bits",
+    "call_inputs",
     "converted",
     "diagnose",
     "macs",
     "never_binary",
     "pack",
-    "packed_signs",
 ]
 
 _REAL = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
@@ -135,7 +135,7 @@ def converted(model: tf.keras.Model, graph: Graph) -> dict[str, int]:
             negative = bits(words, _channels(operator, words.shape[-1]))
             packed = graph.dtype(operator.outputs[0]) == np.int32
             filters[_filter(negative, packed)].add(index)
-    inputs, found, known = _inputs(model), {}, {}
+    inputs, found, known = call_inputs(model), {}, {}
     for name, node in binary_calls(model).items():
         form = signs_and_scales(node.layer) if hasattr(node.layer, "kernel") else None
         if form is None or form[0].ndim != 4:
@@ -173,48 +173,13 @@ def _channels(operator: Operator, words: int) -> int:
     return channels // (-(-channels // 32) // words)  # by the number of groups
 
 
-def packed_signs(model: tf.keras.Model, graph: Graph) -> tuple[dict[str, int], bool]:
-    """Where a .tflite holds the signs that a layer takes, as `pack` packs them.
-
-    Those of converted layers are found by their kernel.  What is left, as in a network whose
-    weights are real, is taken in the order of both graphs if number and sizes are the same.
-
-    Args:
-        model: a functional model.
-        graph: what it was converted to.
-
-    Returns:
-        Tensor in the graph by the layer's name; and whether no other signs are in it.
-    """
-    found = {
-        name: graph.operators[index].inputs[0] for name, index in converted(model, graph).items()
-    }
-    quantized = [op.outputs[0] for op in graph.operators if op.kind == "LceQuantize"]
-    left = [tensor for tensor in quantized if tensor not in found.values()]
-    takers, inputs = {}, _inputs(model)  # LCE computes the signs of one tensor once
-    for name, node in named_nodes(model):
-        if is_binary(node.layer, "input_quantizer"):
-            shape = _packed_shape(node.keras_inputs[0].shape)
-            takers.setdefault(inputs[name], (shape, []))[1].append(name)
-    others = [taker for taker in takers.values() if found.keys().isdisjoint(taker[1])]
-    if [shape for shape, _ in others] == [tuple(graph.shape(tensor)[1:]) for tensor in left]:
-        for (_, names), tensor in zip(others, left, strict=True):
-            found.update(dict.fromkeys(names, tensor))
-        left = []
-    return found, not left
-
-
-def _inputs(model: tf.keras.Model) -> dict[str, tuple[int, int]]:
+def call_inputs(model: tf.keras.Model) -> dict[str, tuple[int, int]]:
     """What each call of a layer takes, by its name: the same for calls on one tensor."""
     inputs, times = {}, collections.Counter()  # a model in it may be called twice
     for name, node in named_nodes(model):
         times[id(node)] += 1
         inputs[name] = (id(node.keras_inputs[0]), times[id(node)])
     return inputs
-
-
-def _packed_shape(shape) -> tuple[int, ...]:
-    return (*shape[1:-1], -(-shape[-1] // 32))
 
 
 def _reasons(calls, folded: tf.keras.Model) -> dict[str, tuple[str, str]]:

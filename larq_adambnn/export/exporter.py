@@ -24,6 +24,7 @@ from larq_adambnn.arguments import (
 )
 from larq_adambnn.data import Preparation
 from larq_adambnn.export import int8 as eight_bits
+from larq_adambnn.export import selftest
 from larq_adambnn.export.check import Check, check
 from larq_adambnn.export.convert import convert_as_is
 from larq_adambnn.export.description import (
@@ -69,11 +70,13 @@ class Exported:
         tflite: the file's bytes.
         report: the comparison with Keras; `failures` is empty when it passed.
         description: what export.json holds.
+        selftest: what the .selftest.bin beside the file holds, see `selftest`.
     """
 
     tflite: bytes
     report: Check
     description: Description
+    selftest: bytes
 
 
 def is_installed() -> bool:
@@ -184,7 +187,7 @@ def export(
         stays_float32=real,
         calibrated_on=calibrated_on if int8 else None,
     )
-    return Exported(tflite, report, description)
+    return Exported(tflite, report, description, selftest.make(tflite, images))
 
 
 def _images_of(model: tf.keras.Model) -> Kind:

@@ -10,21 +10,32 @@ import numpy as np
 
 from larq_adambnn.export.workers import Worker
 
-__all__ = ["load", "predict", "predictions", "run"]
+__all__ = ["KERNELS", "load", "predict", "predictions", "run"]
 
 _ALONE_SECONDS = 1.0  # of work, before further processes are worth their start
 
+# Options of LCE's interpreter by the kernels that they choose
+KERNELS = {
+    "TFLite's kernels": {},
+    "XNNPACK": {"use_xnnpack": True},
+    "indirect BGEMM": {"use_indirect_bgemm": True},
+}
 
-def load(tflite: bytes) -> Worker:
-    """LCE's interpreter of a file that takes one image (1, H, W, C), in a process of its own.
+
+def load(tflite: bytes, **kernels: bool) -> Worker:
+    """LCE's interpreter of a file that takes one image, in a process of its own.
+
+    Args:
+        tflite: the file's bytes; the image is (1, H, W, C) or of another rank.
+        **kernels: options of LCE's interpreter, as in `KERNELS`.
 
     Raises:
         ImportError: larq-compute-engine is not installed.
         ValueError: the file is no TFLite model, a damaged or another one, or LCE refuses it.
     """
-    worker = Worker(tflite)
+    worker = Worker(tflite, **kernels)
     shapes = [tuple(map(int, shape)) for shape in worker.input_shapes]
-    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][0] != 1 or not worker.output_shapes:
+    if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][0] != 1 or not worker.output_shapes:
         raise ValueError(
             "Expected a .tflite that takes one image at a time, (1, height, width, channels). "
             f"Received: inputs {shapes}"
@@ -62,19 +73,20 @@ def run(interpreter, images: np.ndarray) -> list[np.ndarray]:
         scale, zero = interpreter.input_scales[0], interpreter.input_zero_points[0]
         images = np.clip(np.round(images / scale) + zero, -128, 127).astype(np.int8)
     outputs = interpreter.predict(images)
-    if interpreter.output_types[0] == np.int8:
-        scale, zero = interpreter.output_scales[0], interpreter.output_zero_points[0]
-        outputs[0] = np.float32(scale) * (outputs[0].astype(np.float32) - zero)
+    for place, kind in enumerate(interpreter.output_types):
+        if kind == np.int8:
+            scale, zero = interpreter.output_scales[place], interpreter.output_zero_points[place]
+            outputs[place] = np.float32(scale) * (outputs[place].astype(np.float32) - zero)
     return outputs
 
 
 def predict(tflite: bytes, images: np.ndarray) -> np.ndarray:
-    """Logits (B, num_classes) of preprocessed float32 images (B, H, W, C)."""
+    """The first output, such as logits (B, num_classes), for float32 images (B, H, W, C)."""
     return run(load(tflite), images)[0]
 
 
 def predictions(
-    tflite: bytes, batches: Iterable[np.ndarray], *, processes: int = 1
+    tflite: bytes, batches: Iterable[np.ndarray], *, processes: int = 1, **kernels: bool
 ) -> Iterator[list[np.ndarray]]:
     """The outputs for each batch, in order.
 
@@ -82,8 +94,9 @@ def predictions(
         tflite: the file's bytes.
         batches: float32 images (B, H, W, C).
         processes: how many may work once it takes longer than they take to start.
+        **kernels: see `load`.
     """
-    interpreter = load(tflite)
+    interpreter = load(tflite, **kernels)
     batches, seconds = iter(batches), 0.0
     while processes == 1 or seconds < _ALONE_SECONDS:
         batch = next(batches, None)
@@ -94,7 +107,7 @@ def predictions(
         seconds += time.perf_counter() - start  # not what happens to them meanwhile
         yield outputs
     free: queue.SimpleQueue = queue.SimpleQueue()
-    for worker in (interpreter, *(load(tflite) for _ in range(processes - 1))):
+    for worker in (interpreter, *(load(tflite, **kernels) for _ in range(processes - 1))):
         free.put(worker)
 
     def run_free(batch):

@@ -10,6 +10,8 @@ import flatbuffers
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.padding import same_padding
+
 __all__ = [
     "Graph",
     "Operator",
@@ -19,10 +21,11 @@ __all__ = [
     "operators",
     "output_names",
     "single_operator",
+    "unpadded",
     "with_outputs",
 ]
 
-_SAME = 0  # TFLite's enum Padding
+_SAME, _VALID = 0, 1  # TFLite's enum Padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +231,30 @@ def output_names(tflite: bytes) -> list[str]:
     """The names of a file's outputs in their order, which is that of its Keras model."""
     graph = Graph(tflite)
     return [graph.name(tensor) for tensor in graph.outputs]
+
+
+def unpadded(tflite: bytes) -> bytes:
+    """The same network, in which no operator says that it pads where it adds nothing.
+
+    XNNPACK computes a "same" convolution or pool wrongly whose kernel is smaller than its
+    stride.
+    """
+    graph = Graph(tflite)
+    for raw, operator in zip(graph.graph.operators, graph.operators, strict=True):
+        options = raw.builtinOptions
+        if operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            sizes = graph.shape(operator.inputs[1])[1:3]
+            dilations = options.dilationHFactor, options.dilationWFactor
+            spans = [(size - 1) * d + 1 for size, d in zip(sizes, dilations, strict=True)]
+        elif operator.kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
+            spans = options.filterHeight, options.filterWidth
+        else:
+            continue
+        images = graph.shape(operator.inputs[0])[1:3]
+        strides = options.strideH, options.strideW
+        if not any(map(any, map(same_padding, images, spans, strides))):
+            options.padding = _VALID
+    return graph.to_bytes()
 
 
 def with_outputs(tflite: bytes, tensors: list[int]) -> bytes:

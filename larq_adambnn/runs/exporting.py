@@ -9,6 +9,7 @@ from larq_adambnn import export
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.dataset import take
 from larq_adambnn.errors import SplitError, UsageError
+from larq_adambnn.export import selftest
 from larq_adambnn.export.description import Description, info_path, read
 from larq_adambnn.export.device_profile import read_device
 from larq_adambnn.export.device_times import Device
@@ -62,7 +63,8 @@ def check_network(config: Config, dataset: Dataset) -> None:
 def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Description:
     """Writes the .tflite of a finished run and what is known about it as JSON.
 
-    These are model.tflite and export.json, or model_int8.tflite and export_int8.json.
+    These are model.tflite, model.selftest.bin and export.json, or model_int8.tflite,
+    model_int8.selftest.bin and export_int8.json.
 
     Args:
         run: where the weights are.
@@ -113,7 +115,9 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
     )
     with run.replace(path) as temporary:
         temporary.write_bytes(exported.tflite)
-    with run.replace(info_path(path)) as temporary:  # last: it has the sum of the other
+    with run.replace(selftest.path(path)) as temporary:
+        temporary.write_bytes(exported.selftest)
+    with run.replace(info_path(path)) as temporary:  # last: it has the sum of the first
         temporary.write_text(description.to_json(), encoding="utf-8")
     return description
 

@@ -213,3 +213,17 @@ def test_names_that_are_not_utf8_and_hidden_files(run, pictures, tmp_path, capsy
     with open(broken, "wb") as file:
         file.write(b"no image")
     assert r"\xff.png is not an image" in refused(capsys, f"--run={run}", f"--images={tmp_path}")
+
+
+@pytest.mark.parametrize("damage", ["another", "cut"])
+def test_a_file_that_fails_its_self_test(damage, run, pictures, tmp_path, capsys):
+    folder, _ = pictures
+    for name in ("model.tflite", "export.json", "model.selftest.bin"):
+        shutil.copy(run / name, tmp_path)
+    test = tmp_path / "model.selftest.bin"
+    content = bytearray(test.read_bytes())
+    content[24 + 4 * 10 : 24 + 4 * 20] = np.full(10, 1e3, "<f4").tobytes()  # expected of the first
+    test.write_bytes(content if damage == "another" else content[:-1])
+    line = refused(capsys, f"--tflite={tmp_path}/model.tflite", f"--images={folder}")
+    expected = {"another": "does not pass model.selftest.bin: output", "cut": "truncated"}
+    assert expected[damage] in line

@@ -1,13 +1,19 @@
 """The proof: it passes for the same network, and fails for any other."""
 
+import dataclasses
+import sys
+
 import exports
+import larq as lq
 import numpy as np
 import pytest
 import seeded
 import tensorflow as tf
 
-from larq_adambnn import checkpoints, export, layers, models
+from larq_adambnn import binarize, checkpoints, export, inference, layers, models
 from larq_adambnn.export.tflite import Graph, compact, with_outputs
+
+check_module = sys.modules["larq_adambnn.export.check"]  # export.check is the function
 
 
 def network(seed=0):
@@ -143,7 +149,8 @@ def test_a_few_wrong_signs_fail_and_are_located(small):
     other = changed(tflite, "LceBconv2d", 1, lambda words: words ^ 1)
     report = export.check(model, other)
     assert report.signs["first"] > 0.9999
-    assert "of the signs before second agree" in report.failures[0]
+    assert report.failures[0] == "the filters in the file are not the kernel of first"
+    assert "of the signs before second agree" in report.failures[1]
 
 
 def test_trained_networks_must_agree_in_their_classes(small):
@@ -163,12 +170,15 @@ def test_quantized_networks_have_their_own_limits(small):
     model, tflite = small
     images = exports.images(model, 200)
     labels = model.predict(images, verbose=0).argmax(-1)
-    slightly = changed(tflite, "FULLY_CONNECTED", 1, lambda v: 1.01 * v)
+    slightly = changed(tflite, "FULLY_CONNECTED", 1, lambda v: 1.003 * v)
     assert not export.check(model, slightly, images, labels).passed
     assert export.check(model, slightly, images, labels, quantized=True).passed
     worse = changed(tflite, "FULLY_CONNECTED", 2, lambda v: v + np.eye(10)[0] * np.ptp(v))
     report = export.check(model, worse, images, labels, quantized=True)
-    assert "accuracy falls from 100.00 %" in report.failures[0]
+    assert "logit 0 differs by" in report.failures[0]
+    assert "accuracy falls from 100.00 %" in report.failures[-1]
+    negated = changed(tflite, "FULLY_CONNECTED", 1, lambda v: -v)
+    assert "differs by" in export.check(model, negated, images, quantized=True).failures[0]
     noise = changed(tflite, "CONV_2D", 2, lambda v: v + 1)
     report = export.check(model, noise, images, quantized=True)
     assert "signs before first agree" in report.failures[0]
@@ -220,3 +230,112 @@ def test_images_of_another_size(small):
     _, tflite = small
     with pytest.raises(ValueError, match=r"Expected images of 16 x 16 x 3.*Received: 8 x 16 x 3"):
         export.predict(tflite, np.zeros((1, 8, 16, 3), np.float32))
+
+
+def test_a_sign_after_a_max_pool_is_compared_there():
+    """In step 1 too, where the weights are real: LCE packs the signs and pools them then."""
+    images = x = tf.keras.Input((16, 16, 3))
+    x = tf.keras.layers.Conv2D(32, 3, name="stem")(x)
+    x = layers.BinaryConv2D(32, 3, name="first")(tf.keras.layers.MaxPooling2D(2)(x))
+    x = layers.BinaryConv2D(32, 3, name="second")(tf.keras.layers.MaxPooling2D(3)(x))
+    x = tf.keras.layers.Dense(10)(tf.keras.layers.Flatten()(x))
+    model = exports.randomized(tf.keras.Model(images, x))
+    for weights in (True, False):
+        binarize(model, True, weights)
+        tflite = export.convert(model)
+        report = export.check(model, tflite)
+        assert report.passed, report.failures
+        assert set(report.signs) == {"first", "second"}
+        assert report.all_signs
+        assert not report.not_compared
+        worse = changed(tflite, "CONV_2D", 1, lambda v: v[::-1])
+        assert "signs before first agree" in export.check(model, worse).failures[0]
+
+
+def test_one_wrong_channel_of_1024():
+    images = x = tf.keras.Input((4, 4, 3))
+    x = tf.keras.layers.Conv2D(1024, 1, name="stem")(x)
+    x = layers.BinaryConv2D(32, 1, name="binary")(x)
+    x = tf.keras.layers.Dense(10)(tf.keras.layers.Flatten()(x))
+    model = exports.randomized(tf.keras.Model(images, x))
+    constant = changed(
+        export.convert(model),
+        "CONV_2D",
+        2,
+        lambda v: np.where(np.arange(1024) == 700, -100 * np.sign(v), v),
+    )
+    for quantized in (False, True):
+        report = export.check(model, constant, quantized=quantized)
+        assert report.signs["binary"] > 0.999
+        assert report.channels["binary"] < 0.9
+        assert "of the signs at channel 700 before binary agree" in report.failures[0]
+
+
+def test_dense_layers_only():
+    """LCE has no binary form of them; they are compared all the same."""
+    features = x = tf.keras.Input((40,))
+    for units in (64, 48):
+        x = lq.layers.QuantDense(
+            units, input_quantizer="ste_sign", kernel_quantizer="ste_sign", name=f"dense{units}"
+        )(x)
+        x = tf.keras.layers.BatchNormalization()(x)
+    model = exports.randomized(tf.keras.Model(features, x))
+    tflite = export.convert(model)
+    report = export.check(model, tflite)
+    assert report.passed, report.failures
+    assert set(report.signs) | set(report.not_compared) == {"dense64", "dense48"}
+    negated = changed(tflite, "FULLY_CONNECTED", 1, lambda v: -v)
+    assert export.check(model, negated).failures
+
+
+def test_what_could_not_be_compared_is_named(small, monkeypatch):
+    """As where LCE leaves a sign in a form that is not known here."""
+    model, tflite = small
+    places = check_module.find_signs(model, Graph(tflite))
+    first = {"first": places.tensors["first"]}
+    for tensors, lost, line in (
+        (first, ("second",), None),
+        ({}, ("first", "second"), "none of the signs before 2 layers could be compared"),
+    ):
+        less = dataclasses.replace(places, tensors=tensors, not_found=lost)
+        monkeypatch.setattr(check_module, "find_signs", lambda *_, less=less: less)
+        report = export.check(model, tflite)
+        assert report.failures == (() if line is None else (line,))
+        assert report.not_compared == lost
+        assert not report.all_signs
+        assert set(report.signs) == set(tensors)
+        negated = changed(tflite, "FULLY_CONNECTED", 1, lambda v: -v)
+        assert "differs by" in export.check(model, negated).failures[-1]
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["list", "dictionary"])
+def test_several_outputs(named):
+    images = tf.keras.Input((8, 8, 3))
+    x = tf.keras.layers.Conv2D(32, 3, name="stem")(images)
+    x = layers.BinaryConv2D(32, 3, name="binary")(x)
+    x = tf.keras.layers.GlobalAveragePooling2D()(x)
+    outputs = [tf.keras.layers.Dense(n, name=f"of{n}")(x) for n in (10, 4, 7)]
+    if named:
+        outputs = dict(zip("bca", outputs, strict=True))
+    model = exports.randomized(tf.keras.Model(images, outputs))
+    tflite = export.convert(model)
+    batch = exports.images(model, 6)
+    report = export.check(model, tflite, batch)
+    assert report.passed, report.failures
+    first = next(inference.logits(model, [batch]))
+    assert first.shape == (6, 7 if named else 10)
+    np.testing.assert_allclose(next(inference.logits(tflite, [batch])), first, atol=1e-3)
+    other = changed(tflite, "FULLY_CONNECTED", 1, lambda v: -v)
+    assert "given the same signs, the logits of of" in export.check(model, other, batch).failures[0]
+
+
+@pytest.mark.parametrize("kind", ["Conv2D", "DepthwiseConv2D"])
+def test_a_kernel_smaller_than_its_stride(kind):
+    """XNNPACK would compute it wrongly if the file said "same" where nothing is padded."""
+    images = tf.keras.Input((32, 32, 3))
+    options = {"filters": 8} if kind == "Conv2D" else {}
+    layer = getattr(tf.keras.layers, kind)(kernel_size=2, strides=4, padding="same", **options)
+    model = tf.keras.Model(images, layer(images))
+    report = export.check(model, export.convert(model))
+    assert report.passed, report.failures
+    assert report.kernels == ("TFLite's kernels", "XNNPACK", "indirect BGEMM")
