@@ -31,6 +31,7 @@ class Stateful(tf.keras.callbacks.Callback):
             raise ValueError(f"Expected one {type(self).__name__} in a fit. Received: two")
         self._saved = _Saved(self, None if left is None else left.state.restored)
         setattr(self.model, name, _InCheckpoints(state=self._saved))
+        self.reset()
 
     def on_train_end(self, logs=None):
         delattr(self.model, self._attribute())

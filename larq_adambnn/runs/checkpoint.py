@@ -104,7 +104,9 @@ class Checkpoint(tf.keras.callbacks.Callback):
         for index, callback in enumerate(self.callbacks):
             callback.set_model(model)
             callback.on_train_begin()
-            expected |= _prefixed(index, callback.get_state())
+            state = callback.get_state()
+            state.pop("epoch", None)  # which checkpoints of version 1.0 have not
+            expected |= _prefixed(index, state)
             callback.on_train_end()
         return expected
 

@@ -40,6 +40,7 @@ def finished(tmp_path_factory, digits_run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
         assert main.main(["--mode=export", f"--run={run}"]) == 0
+        assert main.main([*reported(run)]) == 0
     return run
 
 
@@ -147,6 +148,7 @@ def test_an_export_json_beside_another_tflite(name, run, data_dir, tmp_path, cap
             capsys, *flags, f"--tflite={folder / name}"
         )
     else:
+        (folder / name).unlink()
         assert "export.json" in refused(capsys, *flags, f"--tflite={other}")
 
 
