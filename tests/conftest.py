@@ -15,7 +15,7 @@ import pytest
 import small
 import tensorflow as tf
 
-from larq_adambnn import models, progress
+from larq_adambnn import machine, models, progress
 from larq_adambnn.runs import training
 from larq_adambnn.runs.config import parse
 from larq_adambnn.runs.directory import Run
@@ -46,6 +46,7 @@ def _collected():
     yield
     gc.collect()
     gc.freeze()  # what is left stays, so that collecting what comes is quick
+    machine.give_back()
 
 
 @pytest.fixture

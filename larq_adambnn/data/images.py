@@ -1,7 +1,6 @@
 """Encoded images: decoding a part of one in a TensorFlow graph, and saying why one cannot be."""
 
 import contextlib
-import ctypes
 import io
 import os
 import threading
@@ -14,6 +13,8 @@ import PIL.ImageOps
 import PIL.TiffImagePlugin
 import PIL.WebPImagePlugin  # Pillow loads neither of the two by itself for named formats
 import tensorflow as tf
+
+from larq_adambnn.machine import give_back
 
 __all__ = [
     "MAX_PIXELS",
@@ -170,13 +171,7 @@ def _pillow(source: str | bytes, channels: int) -> np.ndarray:
         try:
             return _reduced(source, channels)
         finally:
-            _give_back()
-
-
-def _give_back() -> None:
-    """Gives the system the memory that is free, which the C library keeps in pieces."""
-    with contextlib.suppress(AttributeError):  # only glibc has this
-        ctypes.CDLL(None).malloc_trim(0)
+            give_back()
 
 
 def _is_large(image: PIL.Image.Image) -> bool:

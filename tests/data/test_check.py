@@ -181,7 +181,7 @@ def test_a_run_whose_files_have_changed_is_not_resumed(tmp_path):
     with pytest.raises(UsageError, match="expected the files that the run began with"):
         load(folder, **options).source("train")
     run.left_out.write_text("{")
-    with pytest.raises(UsageError, match=r"left_out\.json: expected what --bad_images=skip left out"):
+    with pytest.raises(UsageError, match=r"left_out\.json: expected what --bad_images"):
         load(folder, **options)
 
 
