@@ -194,6 +194,13 @@ def read_json(path: pathlib.Path, kind: Any, what: str) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
         config = dacite.Config(cast=[tuple, float], check_types=True)
         return dacite.from_dict(holder, {"content": content}, config).content
-    except (OSError, ValueError, RecursionError, dacite.DaciteError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,  # where a cast cannot be done
+        AttributeError,
+        RecursionError,
+        dacite.DaciteError,
+    ) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(f"{path}: expected {what}: {reason}") from error

@@ -454,7 +454,7 @@ def use_tflite(path):
 
     def run():
         dataset = _digits(path.parents[1] / "tfds")
-        tflite = evaluate.read_tflite(path)
+        tflite, _ = evaluate.read_tflite(path)
         evaluate.check_fits(tflite, path, dataset.input_shape, dataset.class_names, "the digits")
         with evaluate.naming(path, ValueError):
             inference.evaluate(tflite, dataset, "train[:9]")

@@ -32,7 +32,8 @@ class Row:
         stays_float: part of the line that refuses the export, "" where all of it converts.
         outputs: number of them.
         trained: the check of its int8 file needs a trained network: random batch norms before
-            its ReLUs make sums of very different sizes.
+            its ReLUs make sums of very different sizes, or rounding moves inputs of 2 bits to
+            another level.
         gammas: of its batch norm "bn", again and again; otherwise they are random.
     """
 
@@ -224,7 +225,7 @@ SMALL = {
     "groups of 16": small(grouped(32, 2), 1, stays_float=GROUPS),
     "groups of 32": small(grouped(64, 2), 1, channels=64, stays_float=GROUPS),
     "dense": small(dense, 2, stays_float=DENSE),
-    "two bits": small(two_bits, 1, stays_float=TWO_BITS, not_binary="never of 1 bit"),
+    "two bits": small(two_bits, 1, stays_float=TWO_BITS, not_binary="never of 1 bit", trained=True),
     "two outputs": small(outputs(2), 1, outputs=2),
     "four outputs": small(outputs(4), 1, outputs=4),
 }
@@ -239,7 +240,14 @@ NAMED = {
     "BinaryDenseNet37Dilated": named("BinaryDenseNet37Dilated", (2, 32), 32),
     "BinaryDenseNet45": named("BinaryDenseNet45", (8, 32), 40),
     "BinaryResNetE18": named("BinaryResNetE18", (8, 32), 16),
-    "DoReFaNet": named("DoReFaNet", (44, 64), 6, not_binary="never of 1 bit", stays_float=TWO_BITS),
+    "DoReFaNet": named(
+        "DoReFaNet",
+        (44, 64),
+        6,
+        not_binary="never of 1 bit",
+        stays_float=TWO_BITS,
+        trained=True,
+    ),
     "MeliusNet22": named("MeliusNet22", (32, 64), 34),
     "QuickNet": named("QuickNet", (29, 32), 16, trained=True),
     "QuickNetLarge": named("QuickNetLarge", (29, 32), 32, trained=True),

@@ -112,7 +112,8 @@ def test_a_loaded_network_computes_and_trains_on_as_the_saved_one(name, form, lo
     expected, received = here[name, form], there[name, form]
     assert tuple(received["form"]) == expected["form"]
     for key in expected:
-        np.testing.assert_array_equal(received[key], expected[key], err_msg=key)
+        # Another process may add up in another order.
+        np.testing.assert_allclose(received[key], expected[key], 1e-4, 1e-6, err_msg=key)
 
 
 @tf.keras.utils.register_keras_serializable(package="tests")

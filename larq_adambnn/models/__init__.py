@@ -72,7 +72,7 @@ def build(
                 f"Received: {option}={value!r}"
             )
     if name in ZOO:
-        check_arguments(input_shape, num_classes)
+        check_arguments(input_shape, num_classes, smallest=1)
         model = zoo(name, input_shape, num_classes)
     else:
         model = _NETWORKS[name](input_shape, num_classes, **chosen)

@@ -7,23 +7,27 @@ from larq_adambnn.arguments import Kind, expect, number, one_of, optional, sever
 __all__ = ["batch_norm", "check_arguments", "classify", "kaiming_uniform"]
 
 _SMALLEST_IMAGE = 32
-_INPUT_SHAPE = Kind(
-    f"(height, width, channels) of at least {_SMALLEST_IMAGE} x {_SMALLEST_IMAGE} x 1",
-    lambda shape: (
-        several(whole(1), "", length=3).fits(shape) and min(shape[:2]) >= _SMALLEST_IMAGE
-    ),
-)
 _OPTIONS = {"stem_stride": optional(whole(1)), "pad_values": one_of(0, 1)}
 
 
-def check_arguments(input_shape, num_classes: int, width: float = 1.0, **others) -> None:
+def check_arguments(
+    input_shape, num_classes: int, width: float = 1.0, *, smallest: int = _SMALLEST_IMAGE, **others
+) -> None:
     """Raises ValueError unless a network can be built of these.
 
     Args:
         input_shape, num_classes, width: of every network.
+        smallest: height and width that it takes.
         **others: `stem_stride` and `pad_values` of those that have them.
     """
-    expect("input_shape", input_shape, _INPUT_SHAPE)
+    expect(
+        "input_shape",
+        input_shape,
+        Kind(
+            f"(height, width, channels) of at least {smallest} x {smallest} x 1",
+            lambda v: several(whole(1), "", length=3).fits(v) and min(v[:2]) >= smallest,
+        ),
+    )
     expect("num_classes", num_classes, whole(1))
     expect("width", width, number(above=0))
     for name, value in others.items():

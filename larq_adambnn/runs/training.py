@@ -58,14 +58,12 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
     if exported:
         exporting.check_network(config, dataset)
     notes = advice.notes(config, dataset, strategy.num_replicas_in_sync)
-    for note in notes if strategies.is_chief(strategy) else ():
-        print(f"note: {note}", file=sys.stderr)
     with strategy.scope(), strategies.explained():  # before there is a directory
         finished = _finished(config, Run(config.output_dir))
         teacher = None if finished else _given_teacher(config, dataset)
     with _opened(config, strategy) as run:
         with strategy.scope(), strategies.explained():
-            _fit(config, run, dataset, teacher)
+            _fit(config, run, dataset, teacher, notes)
         if not strategies.is_chief(strategy):
             return
         try:
@@ -105,7 +103,7 @@ def _own(dataset: Dataset, config: Config) -> Dataset:
     return dataset
 
 
-def _fit(config: Config, run: Run, dataset: Dataset, teacher) -> None:
+def _fit(config: Config, run: Run, dataset: Dataset, teacher=None, notes=()) -> None:
     """Trains every step of a run that is not finished yet, in the strategy in scope.
 
     The weights of the last step are written last: a run that has them has everything else.
@@ -113,6 +111,7 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher) -> None:
     Args:
         config, run, dataset: what is trained.
         teacher: the one that was given; None if there is none, or it is to be trained.
+        notes: lines to print once the run is this process's.
     """
     strategy = tf.distribute.get_strategy()
     chief = strategies.is_chief(strategy)
@@ -123,6 +122,8 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher) -> None:
     epochs = (config.epochs,) * len(config.steps)
     if _finished(config, run):
         return
+    for note in notes if chief else ():
+        print(f"note: {note}", file=sys.stderr)
     final = run.weights(len(epochs))
     if final.is_file():
         print(f"{final} is damaged; it is made again from the last checkpoint", file=sys.stderr)
@@ -187,7 +188,7 @@ def _own_teacher(config: Config, run: Run, dataset: Dataset):
     with _opened(own, tf.distribute.get_strategy()) as teacher:
         if strategies.is_chief(tf.distribute.get_strategy()):
             print("teacher: the real-valued network, on the labels", flush=True)
-        _fit(own, teacher, unmixed, None)
+        _fit(own, teacher, unmixed)
         return teachers.freeze(load_student(teacher, own, dataset), dataset)
 
 

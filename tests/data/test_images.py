@@ -322,4 +322,4 @@ def test_files_that_are_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(2**28 + 1)
     assert images.file_defect(path) == "has 268,435,457 bytes; expected at most 268,435,456"
-    assert images.file_defect(tmp_path / "none.png") == "cannot be read: No such file or directory"
+    assert images.file_defect(tmp_path / "none.png") == "is no file, or a link to none"

@@ -67,7 +67,6 @@ def test_only_the_same_network_passes(made):
         quantized, _ = int8.convert_int8(eight, int8_io=int8_io)
         own = selftest.make(quantized, exports.images(model, 40))
         assert selftest.failure(quantized, own) == ""
-        assert selftest.failure(quantized, content) == ""  # it is nearly the same
     assert "expected" in selftest.failure(export.convert(network(seed=1)), content)
     assert "for images of 768 values, not 192" in selftest.failure(
         export.convert(network(8)), content

@@ -72,7 +72,7 @@ def test_export(run, data_dir, capsys):
     former = json.loads((run / "export.json").read_text())
     command(capsys, "--mode=export", f"--run={run}", f"--data_dir={data_dir}")
     now = json.loads((run / "export.json").read_text())
-    assert now.keys() - former.keys() == {"step", "weights_sha256"}
+    assert now.keys() - former.keys() == {"step", "weights_sha256", "complexity", "estimates"}
     for key in ("operators", "input", "output", "preprocessing", "class_names", "accuracy"):
         assert now[key] == former[key], key
     assert now["binary_convolutions"]["converted"] == 16
