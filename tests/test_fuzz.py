@@ -19,7 +19,7 @@ def test_a_few_of_every_kind():
     assert run.returncode == 0
     rows = {line.split()[0]: line.split()[1:] for line in run.stdout.splitlines()[1:]}
     assert set(rows) == {*fuzz.KINDS, "all"}
-    assert int(rows["all"][0]) >= 40
+    assert int(rows["all"][0]) >= 36
     assert rows["all"][3:] == ["0"] * 4
     assert int(rows["all"][1]) > 0 and int(rows["all"][2]) > 0  # some work, some are refused
 
