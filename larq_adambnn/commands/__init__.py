@@ -132,6 +132,7 @@ def _check_texts(config: Config) -> None:
 def _fail(message: str, status: int = 2) -> int:
     """Prints an error as one line: an argument as its flag, a very long value cut."""
     line = _ARGUMENT.sub(r"--\1", " ".join(message.split()))
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     line = _LONG.sub(lambda value: f"{value[0][:80]}...{value[0][-40:]}", line)
     print(f"error: {line}", file=sys.stderr)
     return status
