@@ -144,6 +144,10 @@ class Accuracy:
     tflite: float | None
 
 
+# Fields of a Description that its JSON has only where they apply
+_LEFT_OUT = ("stays_float32", "calibrated_on", "step", "weights_sha256", "selftest_sha256")
+
+
 @dataclasses.dataclass(frozen=True)
 class Description:
     """Everything that is known about a .tflite.
@@ -168,6 +172,7 @@ class Description:
         calibrated_on: of an int8 file, the images of its ranges.
         step: of a run's network, the step whose end it is.
         weights_sha256: of the file with that network's weights.
+        selftest_sha256: of the file with the self-test.
         complexity: the work of one image.
         estimates: of the time on devices.
     """
@@ -192,13 +197,14 @@ class Description:
     calibrated_on: str | None = None
     step: int | None = None
     weights_sha256: str | None = None
+    selftest_sha256: str | None = None
     complexity: Complexity | None = None
     estimates: list[Estimate] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> str:
         """The text of export.json; what does not apply is left out."""
         result = dataclasses.asdict(self)
-        for name in ("stays_float32", "calibrated_on", "step", "weights_sha256"):
+        for name in _LEFT_OUT:
             if result[name] is None:
                 del result[name]
         tensors = [result["input"], result["output"], *result["other_outputs"]]

@@ -167,6 +167,7 @@ def export(
         _refuse(model, diagnosis.float_layers)
     report = check(model, tflite, images, labels, quantized=int8, processes=processes)
     sums = work(Graph(tflite))
+    test = selftest.make(tflite, images)
     description = Description(
         file=file,
         sha256=hashlib.sha256(tflite).hexdigest(),
@@ -186,8 +187,9 @@ def export(
         seconds=round(time.perf_counter() - start, 1),
         stays_float32=real,
         calibrated_on=calibrated_on if int8 else None,
+        selftest_sha256=hashlib.sha256(test).hexdigest(),
     )
-    return Exported(tflite, report, description, selftest.make(tflite, images))
+    return Exported(tflite, report, description, test)
 
 
 def _images_of(model: tf.keras.Model) -> Kind:

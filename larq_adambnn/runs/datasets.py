@@ -113,26 +113,30 @@ def _check_classes(config: Config, now: Description) -> None:
         provenance.check_same(run, before, same_but)
 
 
-def remember(dataset: Dataset, config: Config, run: Run) -> None:
+def remember(dataset: Dataset, config: Config, run: Run, teacher: str = "") -> None:
     """Writes into a run what it is trained on and what was left out, before it begins.
 
+    Args:
+        dataset, config, run: of the training.
+        teacher: see `Provenance`.
+
     Raises:
-        UsageError: the run has begun with other data.
+        UsageError: the run has begun with other data, or with another teacher.
     """
-    if check_same(dataset, run) is None:
-        provenance.write(run, provenance.of(dataset))
+    if check_same(dataset, run, teacher) is None:
+        provenance.write(run, provenance.of(dataset, teacher=teacher))
     _write_left_out(dataset, config, run)
 
 
-def check_same(dataset: Dataset, run: Run) -> provenance.Provenance | None:
+def check_same(dataset: Dataset, run: Run, teacher: str = "") -> provenance.Provenance | None:
     """What a run remembers.
 
     Raises:
-        UsageError: that is not this data set.
+        UsageError: that is not this data set, or not this teacher.
     """
     before = provenance.read(run)
     if before is not None:
-        provenance.check_same(run, before, provenance.of(dataset))
+        provenance.check_same(run, before, provenance.of(dataset, teacher=teacher))
     return before
 
 

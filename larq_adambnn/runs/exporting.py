@@ -134,10 +134,14 @@ def is_current(run: Run) -> bool:
 def outdated(run: Run, description: Description) -> str:
     """Why what an export.json of a run says is not of the files in it; empty if it is."""
     tflite, step = run.directory / description.file, run.last_step()
-    if not tflite.is_file():
-        return f"{tflite.name} is not there"
-    if sha256(tflite) != description.sha256:
-        return f"{tflite.name} is another file, or damaged"
+    for path, digest in (
+        (tflite, description.sha256),
+        (selftest.path(tflite), description.selftest_sha256),  # which older files do not tell
+    ):
+        if digest is not None and not path.is_file():
+            return f"{path.name} is not there"
+        if digest is not None and sha256(path) != digest:
+            return f"{path.name} is another file, or damaged"
     of = description.weights_sha256  # which older files do not tell
     if of is not None and (not step or of != sha256(run.weights(step))):
         return f"the run has other weights now than those of {tflite.name}"

@@ -1,4 +1,4 @@
-"""data.json: what a run was trained on, so that it needs no data set and notices another."""
+"""data.json: what a run was trained on and by whom it was taught, so that another is noticed."""
 
 import dataclasses
 import json
@@ -24,19 +24,23 @@ class Provenance(Description):
         split: the one that the training is evaluated on, and its best weights chosen by.
         examples: the fingerprint (see `Source`) of the training split and of that one; empty
             if the run was imported.
+        teacher: SHA-256 of the weights of a teacher that was given; empty if there is none, or
+            if it was trained in the run.
     """
 
     dataset: str
     split: str = ""
     examples: dict[str, dict[str, int | str]] = dataclasses.field(default_factory=dict)
+    teacher: str = ""
 
 
-def of(dataset: Dataset, *, trained: bool = True) -> Provenance:
+def of(dataset: Dataset, *, trained: bool = True, teacher: str = "") -> Provenance:
     """The provenance of a run on a data set.
 
     Args:
         dataset: of a training, whose files' sizes are read then.
         trained: False if the weights were imported; then it need not have images.
+        teacher: see `Provenance`.
     """
     preparation = dataset.preparation
     split = dataset.split_name() if trained else ""
@@ -49,6 +53,7 @@ def of(dataset: Dataset, *, trained: bool = True) -> Provenance:
         std=preparation.std,
         split=split,
         examples={name: dataset.source(name).fingerprint() for name in splits},
+        teacher=teacher,
     )
 
 
@@ -88,7 +93,16 @@ def write(run: Run, provenance: Provenance) -> None:
 
 
 def check_same(run: Run, before: Provenance, now: Provenance) -> None:
-    """Raises UsageError with the first difference if a run would go on with other data."""
+    """Raises UsageError with the first difference if a run would go on with other data.
+
+    Or with another teacher, where both are known.
+    """
+    if before.teacher and now.teacher not in ("", before.teacher):
+        raise UsageError(
+            f"--teacher: expected the weights that {run.directory} was begun with (SHA-256 "
+            f"{before.teacher[:12]}...) to resume it, or another --output_dir; received others "
+            f"({now.teacher[:12]}...)"
+        )
     difference = _difference(before, now)
     if difference:
         was, received = difference

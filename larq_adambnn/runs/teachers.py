@@ -1,5 +1,6 @@
 """The frozen teacher that --teacher names, as a function from images to logits."""
 
+import pathlib
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ import tensorflow as tf
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.statistics import IMAGENET
 from larq_adambnn.errors import UsageError
+from larq_adambnn.files import sha256
 from larq_adambnn.names import APPLICATIONS
 from larq_adambnn.runs import datasets, provenance
 from larq_adambnn.runs.config import Config, load_run
@@ -15,7 +17,7 @@ from larq_adambnn.runs.directory import Run
 from larq_adambnn.runs.students import load_student
 from larq_adambnn.weights import check_finite
 
-__all__ = ["check", "freeze", "load", "own_config"]
+__all__ = ["check", "fingerprint", "freeze", "load", "own_config"]
 
 
 def check(config: Config) -> None:
@@ -51,6 +53,18 @@ def own_config(config: Config, directory: str) -> Config:
         export=False,
         output_dir=directory,
     )
+
+
+def fingerprint(config: Config) -> str:
+    """SHA-256 of the weights of the teacher that a config gives; empty if it gives no file."""
+    if config.loss == "cross_entropy" or config.teacher == "self":
+        return ""
+    if config.teacher in ("resnet34", *APPLICATIONS):
+        path = pathlib.Path(config.teacher_weights)
+    else:
+        run = Run(config.teacher)
+        path = run.weights(run.last_step())
+    return sha256(path) if path.is_file() else ""
 
 
 def load(config: Config, dataset: Dataset) -> Callable[[tf.Tensor], tf.Tensor]:

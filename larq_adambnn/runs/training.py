@@ -115,10 +115,11 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher=None, notes=()) -> 
     """
     strategy = tf.distribute.get_strategy()
     chief = strategies.is_chief(strategy)
+    given = teachers.fingerprint(config)
     if chief:
-        datasets.remember(dataset, config, run)
+        datasets.remember(dataset, config, run, given)
     else:
-        datasets.check_same(dataset, run)
+        datasets.check_same(dataset, run, given)
     epochs = (config.epochs,) * len(config.steps)
     if _finished(config, run):
         return

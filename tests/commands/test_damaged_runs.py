@@ -15,6 +15,8 @@ import pytest
 
 import main
 from larq_adambnn import files, models
+from larq_adambnn.runs import exporting
+from larq_adambnn.runs.directory import Run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -128,6 +130,17 @@ def test_a_flipped_bit_of_a_tflite_is_noticed(run, data_dir, picture, capsys):
     assert "check: passed" not in report
     (row,) = (line for line in report.splitlines() if line.startswith("| .tflite"))
     assert "%" not in row
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(flip, "is another file, or damaged"), (lambda path: path.unlink(), "is not there")],
+)
+def test_a_self_test_of_another_export_is_noticed(damage, says, run, capsys):
+    damage(run / "model.selftest.bin")
+    assert not exporting.is_current(Run(run))
+    assert main.main([*reported(run)]) == 0
+    assert f"model.selftest.bin {says}" in (run / "report.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["model.tflite", "renamed.tflite"])

@@ -1,6 +1,7 @@
 """A run remembers its data: other data stop it, and inference needs none."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import tensorflow as tf
 from photographs import write_folder
 
 import main
-from larq_adambnn import models
+from larq_adambnn import models, weights
 from larq_adambnn.data.statistics import IMAGENET
 from larq_adambnn.errors import UsageError
 from larq_adambnn.names import APPLICATIONS
@@ -389,3 +390,22 @@ def test_a_teacher_whose_weights_are_damaged_leaves_nothing_behind(
     line = refused(capsys, *flags)
     assert ("--teacher: " if name == "run" else "--teacher_weights: ") in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_was_begun_with(teacher, data_dir, tmp_path, capsys):
+    run, dataset, _ = teacher
+    flags = [*FLAGS, "--dataset=digits", f"--data_dir={data_dir}", "--loss=distribution"]
+    flags += ["--train_images=12", "--noexport", f"--teacher={run}", f"--output_dir={tmp_path}/run"]
+    command(capsys, *flags)
+    weights_file = run / "checkpoints" / "step2.weights.h5"
+    digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["teacher"] == digest
+    command(capsys, *flags)
+
+    other = students.load_student(Run(run), load_run(run), dataset)
+    other.layers[1].set_weights([2 * w for w in other.layers[1].get_weights()])
+    weights.save(other, weights_file)
+    before = contents(tmp_path / "run")
+    line = refused(capsys, *flags)
+    assert f"--teacher: expected the weights that {tmp_path}/run was begun with" in line
+    assert contents(tmp_path / "run") == before
