@@ -24,6 +24,7 @@ __all__ = [
     "number",
     "one_of",
     "optional",
+    "required",
     "several",
     "whole",
 ]
@@ -55,8 +56,13 @@ def field(default: Any, kind: Kind) -> Any:
     return dataclasses.field(default=default, metadata={"kind": kind})
 
 
+def required(kind: Kind) -> Any:
+    """A field without a default, which `check_fields` checks."""
+    return dataclasses.field(metadata={"kind": kind})
+
+
 def check_fields(instance: Any) -> None:
-    """Raises ValueError unless every `field` of a dataclass is what it may be."""
+    """Raises ValueError unless every `field` and `required` of a dataclass is what it may be."""
     for declared in dataclasses.fields(instance):
         if "kind" in declared.metadata:
             expect(declared.name, getattr(instance, declared.name), declared.metadata["kind"])

@@ -64,6 +64,12 @@ def digits(**options):
     return data.load("digits", **options)
 
 
+def prepared(**changes):
+    fields = {"image_size": 32, "crop": "none", "channels": 3}
+    fields |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return data.Preparation(**{**fields, **changes})
+
+
 @pytest.mark.parametrize(
     ("call", "argument"),
     [
@@ -108,6 +114,14 @@ def digits(**options):
         (lambda: own().train(shard=2), "shard=2"),
         (lambda: own().evaluation(batch_size=-1), "batch_size=-1"),
         (lambda: own().examples(0), "count=0"),
+        (lambda: prepared(image_size="32"), "image_size='32'"),
+        (lambda: prepared(crop="centre"), "crop='centre'"),
+        (lambda: prepared(channels=2), "channels=2"),
+        (lambda: prepared(mean=(0.5,)), "mean=(0.5,)"),
+        (lambda: prepared(std=(0.5, 0.5, 0.0)), "std=(0.5, 0.5, 0.0)"),
+        (lambda: export.FineTuning(IMAGES, 1, 1), "batches=<ndarray"),
+        (lambda: export.FineTuning(rows(), 0, 1), "epochs=0"),
+        (lambda: export.FineTuning(rows(), 1, 1.5), "iterations_per_epoch=1.5"),
         # models and layers
         (lambda: build(None), "name=None"),
         (lambda: build("resnet"), "name='resnet'"),

@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.arguments import check_fields, number, one_of, required, several, whole
 from larq_adambnn.data import augmentation, images, randaugment
 from larq_adambnn.data.settings import Settings
+from larq_adambnn.names import CROPS
 
 __all__ = ["Preparation"]
 
@@ -25,13 +27,23 @@ class Preparation:
         crop: of the training, see `Settings`; with random_resized the centre is evaluated.
         channels: 1 or 3.
         mean, std: per channel, on 0..1 values.
+
+    Raises:
+        ValueError: one of these is not what it should be.
     """
 
-    image_size: int
-    crop: str
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    image_size: int = required(whole(1))
+    crop: str = required(one_of(*CROPS))
+    channels: int = required(one_of(1, 3))
+    mean: tuple[float, ...] = required(several(number(), "numbers, one a channel"))
+    std: tuple[float, ...] = required(several(number(above=0), "numbers above 0, one a channel"))
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.channels:
+                raise ValueError(f"Expected {self.channels} {name}. Received: {name}={values}")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

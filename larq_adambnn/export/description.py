@@ -63,6 +63,9 @@ class Preprocessing:
     mean: list[float]
     std: list[float]
 
+    def __post_init__(self):
+        _ = self.preparation  # which raises ValueError for values that no training has
+
     @classmethod
     def of(cls, preparation: Preparation) -> "Preprocessing":
         size = preparation.image_size

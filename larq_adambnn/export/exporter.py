@@ -14,11 +14,13 @@ from larq_adambnn.arguments import (
     TEXT,
     Kind,
     array,
+    check_fields,
     either,
     expect,
     instance,
     one_of,
     optional,
+    required,
     several,
     whole,
 )
@@ -55,11 +57,17 @@ class FineTuning:
         batches: endless (images, labels); the labels are not used.
         epochs: how long.
         iterations_per_epoch: batches in an epoch.
+
+    Raises:
+        ValueError: one of these is not what it should be.
     """
 
-    batches: tf.data.Dataset
-    epochs: int
-    iterations_per_epoch: int
+    batches: tf.data.Dataset = required(instance(tf.data.Dataset, "a tf.data.Dataset"))
+    epochs: int = required(whole(1))
+    iterations_per_epoch: int = required(whole(1))
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,6 +182,9 @@ def test_a_tflite_needs_its_json(run, pictures, tmp_path, capsys):
     line = refused(capsys, *flags)
     assert f"{tmp_path}/export.json: expected what an export wrote" in line
     assert "preprocessing.mean" in line
+    (tmp_path / "export.json").write_text(info.replace('"crop": "', '"crop": "un'))
+    line = refused(capsys, *flags)
+    assert f"{tmp_path}/export.json: expected what an export wrote: Expected crop to be" in line
 
 
 def test_another_batch_size_is_refused(run, pictures, tmp_path, capsys):
