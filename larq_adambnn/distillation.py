@@ -6,6 +6,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from larq_adambnn.arguments import expect, function, instance, number, optional, whole
+from larq_adambnn.losses import cross_entropy
 
 __all__ = ["Distiller"]
 
@@ -29,6 +30,7 @@ class Distiller(tf.keras.Model):
         teacher: frozen function from the same images to logits, or None.
         label_weight: share of the cross-entropy with the labels in the loss, 0 to 1;
             the rest is the compiled loss.
+        label_smoothing: of those labels, see `losses.cross_entropy`.
         microbatches: equal parts that a batch is computed in, one after the other, to
             save memory; gradients are averaged and applied once.  Batch norm sees
             one part at a time.
@@ -44,17 +46,20 @@ class Distiller(tf.keras.Model):
         teacher: Callable[[tf.Tensor], tf.Tensor] | None = None,
         *,
         label_weight: float = 0.0,
+        label_smoothing: float = 0.0,
         microbatches: int = 1,
     ):
         expect("student", student, instance(tf.keras.Model, "a Keras model"))
         expect("teacher", teacher, optional(function))
         expect("label_weight", label_weight, number(0, 1))
+        expect("label_smoothing", label_smoothing, number(0, below=1))
         expect("microbatches", microbatches, whole(1))
         super().__init__(name=f"{student.name}_distiller")
         self.student = student
         # Behind a function, so that Keras does not track the teacher's variables.
         self._teach = None if teacher is None else lambda images: teacher(images)
         self.label_weight = label_weight
+        self.label_smoothing = label_smoothing
         self.microbatches = microbatches
         self.distribute_reduction_method = "first"  # metrics are those of all replicas already
         self._loss = tf.keras.metrics.Mean("loss")
@@ -144,9 +149,7 @@ class Distiller(tf.keras.Model):
         loss = self.compiled_loss(target, logits, weights)
         replicas = self.distribute_strategy.num_replicas_in_sync
         if self.label_weight:
-            entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                labels, tf.cast(logits, loss.dtype)
-            )
+            entropy = cross_entropy(labels, tf.cast(logits, loss.dtype), self.label_smoothing)
             if weights is not None:
                 entropy *= tf.cast(weights, entropy.dtype)
             images = tf.shape(labels)[0] * replicas

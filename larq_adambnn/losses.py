@@ -1,8 +1,55 @@
-"""The distribution loss: the teacher's output distribution as the only target."""
+"""What a student's logits are compared with: the teacher's distribution, or the labels."""
 
 import tensorflow as tf
 
-__all__ = ["DistributionLoss"]
+from larq_adambnn.arguments import expect, number
+
+__all__ = ["CrossEntropy", "DistributionLoss", "cross_entropy"]
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+    """Cross-entropy of logits with labels, or with smoothed ones (arXiv 1512.00567, section 7).
+
+    A label smoothed by e has 1 - e on its class and e spread evenly over all K of them.
+
+    Args:
+        labels: integers (B,).
+        logits: (B, K).
+        label_smoothing: e, from 0 on and below 1.
+
+    Returns:
+        Tensor (B,) of the logits' dtype.
+    """
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    if not label_smoothing:
+        return loss
+    even = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
+    return (1 - label_smoothing) * loss + label_smoothing * even
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class CrossEntropy(tf.keras.losses.Loss):
+    """`cross_entropy` as a Keras loss: y_true is integers (B,) or (B, 1), y_pred logits (B, K).
+
+    Half precision is computed in float32.
+
+    Raises:
+        ValueError: `label_smoothing` is not from 0 on and below 1.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, name: str = "cross_entropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        expect("label_smoothing", label_smoothing, number(0, below=1))
+        self.label_smoothing = float(label_smoothing)
+
+    def call(self, y_true, y_pred):
+        if y_pred.dtype in (tf.float16, tf.bfloat16):
+            y_pred = tf.cast(y_pred, tf.float32)
+        labels = tf.reshape(tf.cast(y_true, tf.int64), [-1])
+        return cross_entropy(labels, y_pred, self.label_smoothing)
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")

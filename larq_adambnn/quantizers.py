@@ -7,79 +7,109 @@ Keras finds classes in .keras files and SavedModels by the name of the package, 
 import larq as lq
 import tensorflow as tf
 
-from larq_adambnn.arguments import FLAG, Kind, expect
+from larq_adambnn.arguments import FLAG, Kind, expect, number
 from larq_adambnn.kernels.arithmetic import select, sums_by_channel
 
 __all__ = ["ApproxSign", "ScaledSign", "Switchable", "approx_sign", "scaled_sign"]
 
 
-@tf.custom_gradient
-def approx_sign(x: tf.Tensor) -> tf.Tensor:
+def approx_sign(x: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
     """Binary activations with Bi-Real Net's gradient (arXiv 1808.00278, section 3.3).
 
     Forward: ``sign(x)`` with ``sign(0) = +1`` (PyTorch: 0).  Gradient: ``(2 - 2|x|) dy``
-    inside [-1, 1], 0 outside.
+    inside [-1, 1], 0 outside.  A clip of c widens that triangle to [-c, c] and keeps its area:
+    ``2 / c * (1 - |x| / c) dy``.  (That the bound matters is from PokeBNN, arXiv 2112.00133.)
 
     Args:
         x: any shape.
+        clip: how far from 0 the gradient reaches.
 
     Returns:
         Tensor of x's shape and dtype.
     """
 
-    def grad(dy):
-        return tf.nn.relu(2 - 2 * tf.abs(x)) * dy
+    @tf.custom_gradient
+    def sign(x):
+        def grad(dy):
+            return tf.nn.relu(2 / clip - 2 / clip**2 * tf.abs(x)) * dy
 
-    return lq.math.sign(x), grad
+        return lq.math.sign(x), grad
+
+    return sign(x)
 
 
-@tf.custom_gradient
-def scaled_sign(w: tf.Tensor) -> tf.Tensor:
+def scaled_sign(w: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
     """Binary weights with one scale per output channel (ReActNet, section 3; XNOR-Net).
 
     Forward: ``s * sign(w)`` with ``s`` the mean of ``|w|`` over all axes but the
-    last, and ``sign(0) = +1`` (PyTorch: 0).  Gradient: ``dy`` where ``|w| <= 1``, else 0; none
+    last, and ``sign(0) = +1`` (PyTorch: 0).  Gradient: ``dy`` where ``|w| <= clip``, else 0; none
     flows through ``s``.  (``larq.quantizers.MagnitudeAwareSign`` has the same
     forward pass but multiplies the gradient by ``s``.)
 
     Args:
         w: latent weights, output channels on the last axis.
+        clip: from which size on a weight has no gradient.
 
     Returns:
         Tensor of w's shape and dtype.
     """
 
-    magnitude = tf.abs(w)
-    (scale,) = sums_by_channel(magnitude)
-    scale /= w.shape[:-1].num_elements()
-    inside = magnitude <= 1  # what the gradient keeps, a byte for each weight
+    @tf.custom_gradient
+    def sign(w):
+        magnitude = tf.abs(w)
+        (scale,) = sums_by_channel(magnitude)
+        scale /= w.shape[:-1].num_elements()
+        inside = magnitude <= clip  # what the gradient keeps, a byte for each weight
 
-    def grad(dy):
-        return select(inside, dy, tf.zeros([], dy.dtype))
+        def grad(dy):
+            return select(inside, dy, tf.zeros([], dy.dtype))
 
-    return select(w >= 0, scale, -scale), grad
+        return select(w >= 0, scale, -scale), grad
+
+    return sign(w)
+
+
+class _Clipped:
+    """Adds the bound of the sign's gradient to a quantizer.
+
+    Args:
+        clip: how far from 0 the gradient reaches; 1 as published.
+
+    Raises:
+        ValueError: the clip is not above 0.
+    """
+
+    def __init__(self, clip: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        expect("clip", clip, number(above=0))
+        self.clip = float(clip)
+
+    def get_config(self):
+        config = super().get_config()
+        return config if self.clip == 1 else {**config, "clip": self.clip}
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
-class ApproxSign(lq.quantizers.ApproxSign):
+class ApproxSign(_Clipped, lq.quantizers.ApproxSign):
     """Input quantizer of ReActNet: `approx_sign`, Larq's with fewer passes over memory.
 
-    One that a layer has without a `Switchable` comes back from an .h5 file as Larq's.
+    One that a layer has without a `Switchable` comes back from an .h5 file as Larq's, which has
+    no other clip than 1.
     """
 
     def call(self, inputs):
-        return approx_sign(inputs)
+        return approx_sign(inputs, self.clip)
 
 
 @lq.utils.register_keras_custom_object
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
-class ScaledSign(lq.quantizers.Quantizer):
+class ScaledSign(_Clipped, lq.quantizers.Quantizer):
     """Kernel quantizer of ReActNet: `scaled_sign`."""
 
     precision = 1
 
     def call(self, inputs):
-        return scaled_sign(inputs)
+        return scaled_sign(inputs, self.clip)
 
 
 _QUANTIZER = Kind("a Larq quantizer, its name or its configuration", callable)

@@ -34,11 +34,24 @@ def flags_of(output_dir, data_dir, *flags):
     return [*FLAGS, f"--data_dir={data_dir}", f"--output_dir={output_dir}", *flags]
 
 
-def network(input_shape, num_classes, width=1.0, *, pad_values=0.0):
+def network(
+    input_shape, num_classes, width=1.0, *, pad_values=0.0, activation_clip=1.0, weight_clip=1.0
+):
     """Rotation, real stem and two binary 3 x 3 convolutions of 8 channels."""
     import tensorflow as tf
 
     from larq_adambnn import layers
+    from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable
+
+    def binary_conv(name):
+        return layers.BinaryConv2D(
+            8,
+            3,
+            input_quantizer=Switchable(ApproxSign(activation_clip)),
+            kernel_quantizer=Switchable(ScaledSign(weight_clip)),
+            pad_values=pad_values,
+            name=name,
+        )
 
     batch_norm = tf.keras.layers.BatchNormalization
     images = x = tf.keras.Input(input_shape, name="images")
@@ -47,7 +60,7 @@ def network(input_shape, num_classes, width=1.0, *, pad_values=0.0):
     x = batch_norm(name="stem_bn")(x)
     for block in ("block1", "block2"):
         y = layers.Shift(name=f"{block}_shift")(x)
-        y = layers.BinaryConv2D(8, 3, pad_values=pad_values, name=f"{block}_conv3x3")(y)
+        y = binary_conv(f"{block}_conv3x3")(y)
         y = batch_norm(name=f"{block}_bn")(y)
         x = layers.RPReLU(name=f"{block}_rprelu")(tf.keras.layers.Add(name=f"{block}_add")([x, y]))
     x = tf.keras.layers.GlobalAveragePooling2D(name="pool")(x)

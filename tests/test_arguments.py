@@ -128,6 +128,8 @@ def prepared(**changes):
         (lambda: build(pad_values=3), "pad_values=3"),
         (lambda: build(pad_values=None), "pad_values=None"),
         (lambda: build(stem_stride=0), "stem_stride=0"),
+        (lambda: build(activation_clip=0), "activation_clip=0"),
+        (lambda: build("reactnet18", weight_clip="1"), "weight_clip='1'"),
         (lambda: build("reactnet18", stem_stride=1.5), "stem_stride=1.5"),
         (lambda: build(width="1"), "width='1'"),
         (lambda: build(width=float("inf")), "width=inf"),
@@ -141,6 +143,8 @@ def prepared(**changes):
         (lambda: build("resnet34", pad_values=1), "pad_values=1"),
         (lambda: larq_adambnn.binarize("reactnet_a"), "model='reactnet_a'"),
         (lambda: layers.binarization(None), "model=None"),
+        (lambda: quantizers.ApproxSign(-1.0), "clip=-1.0"),
+        (lambda: quantizers.ScaledSign(clip=None), "clip=None"),
         (lambda: quantizers.Switchable(None), "quantizer=None"),
         (lambda: quantizers.Switchable("ste_sign", on="off"), "on='off'"),
         # callbacks
@@ -157,6 +161,9 @@ def prepared(**changes):
         (lambda: callbacks.LinearDecay(0.1, 2.0), "epochs=2.0"),
         (lambda: callbacks.LinearDecay(0.1, ("2",)), "epochs=('2',)"),
         (lambda: callbacks.LinearDecay(0.1, 2, published=1), "published=1"),
+        (lambda: callbacks.RateSchedule(0.1, 2, shape=1), "shape=1"),
+        (lambda: callbacks.RateSchedule(0.1, 2, warmup="0.1"), "warmup='0.1'"),
+        (lambda: callbacks.RateSchedule(0.1, 2, by_epoch=0), "by_epoch=0"),
         (lambda: callbacks.AverageWeights("0.9"), "momentum='0.9'"),
         (lambda: callbacks.AverageWeights(None), "momentum=None"),
         (lambda: callbacks.ActivationSaturation("x.png"), "images='x.png'"),
@@ -164,6 +171,7 @@ def prepared(**changes):
         (lambda: callbacks.ActivationSaturation(IMAGES, every=0), "every=0"),
         (lambda: callbacks.UpdateSize(every=0), "every=0"),
         # losses, distillation, optimizers
+        (lambda: losses.CrossEntropy(1), "label_smoothing=1"),
         (lambda: losses.DistributionLoss(reduction="all"), "all"),
         (lambda: losses.DistributionLoss()(np.zeros((4, 1)), np.zeros((4, 3))), "y_true"),
         (lambda: distillation.Distiller("student"), "student='student'"),
@@ -190,6 +198,7 @@ def test_wrong_arguments(call, argument):
     [
         ({"teacher": 3}, "teacher=3"),
         ({"label_weight": "0.5"}, "label_weight='0.5'"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
         ({"microbatches": 2.0}, "microbatches=2.0"),
     ],
 )

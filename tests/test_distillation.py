@@ -34,14 +34,16 @@ def distiller(**options):
 
 
 @pytest.mark.parametrize("label_weight", [0.0, 0.3, 1.0])
-def test_loss_is_the_weighted_sum_of_both(label_weight):
-    model, student, teacher = distiller(label_weight=label_weight)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_loss_is_the_weighted_sum_of_both(label_weight, smoothing):
+    model, student, teacher = distiller(label_weight=label_weight, label_smoothing=smoothing)
     images, labels = batch()
     result = model.evaluate(images, labels, batch_size=8, return_dict=True, verbose=0)
     p = softmax(logits_of(teacher, images))
     log_q = np.log(softmax(logits_of(student, images)))
     soft = -(p * log_q).sum(-1).mean()
     hard = -log_q[np.arange(8), labels].mean()
+    hard = (1 - smoothing) * hard - smoothing * log_q.mean()
     expected = (1 - label_weight) * soft + label_weight * hard
     assert result["loss"] == pytest.approx(expected, rel=1e-5)
     ranking = np.argsort(-logits_of(student, images), -1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from larq_adambnn.losses import DistributionLoss
+from larq_adambnn.losses import CrossEntropy, DistributionLoss
 
 
 def logits(seed):
@@ -50,3 +50,23 @@ def test_loss_survives_serialization():
     copy = tf.keras.losses.deserialize(tf.keras.losses.serialize(loss))
     assert copy.get_config() == loss.get_config()
     np.testing.assert_array_equal(copy(logits(0), logits(1)), loss(logits(0), logits(1)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_and_its_gradient_are_pytorchs(smoothing):
+    torch = pytest.importorskip("torch")
+    labels = np.array([0, 10, 3, 3, 7, 1])
+    theirs = torch.tensor(logits(0), requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(
+        theirs, torch.tensor(labels), label_smoothing=smoothing
+    )
+    expected.backward()
+    ours = tf.constant(logits(0))
+    loss = CrossEntropy(smoothing)
+    loss = tf.keras.losses.deserialize(tf.keras.losses.serialize(loss))
+    with tf.GradientTape() as tape:
+        tape.watch(ours)
+        received = loss(labels[:, None], ours)
+    np.testing.assert_allclose(received, expected.item(), rtol=1e-12)
+    np.testing.assert_allclose(tape.gradient(received, ours), theirs.grad, atol=1e-12)
+    assert CrossEntropy(smoothing)(labels, tf.cast(ours, "float16")).dtype == tf.float32

@@ -83,6 +83,29 @@ def test_is_pytorch(build, kind, options, weight_decay, dtype, tolerance):
         assert np.abs(expected[name] - start[name]).max() > 1e-3  # it has moved
 
 
+@pytest.mark.parametrize("norm", [1e-3, 1e6], ids=["clipped", "not clipped"])
+def test_clipping_by_the_norm_of_all_gradients_is_pytorchs(norm):
+    """Before the decay is added; what is clipped differs by PyTorch's 1e-6 beside the norm."""
+    torch = pytest.importorskip("torch")
+    start, gradients = problem("float64", steps=5)
+    clipped = []
+    for gradient in gradients:
+        parameters = [torch.nn.Parameter(torch.tensor(start[name])) for name in SHAPES]
+        for parameter, name in zip(parameters, SHAPES, strict=True):
+            parameter.grad = torch.tensor(gradient[name])
+        assert 1e-3 < torch.nn.utils.clip_grad_norm_(parameters, norm) < 1e6
+        clipped.append({n: p.grad.numpy() for n, p in zip(SHAPES, parameters, strict=True)})
+    tf.keras.backend.set_floatx("float64")
+    expected = run_torch("SGD", start, clipped, [0.01] * 5, 0.1, momentum=0.9)
+    optimizer = optimizers.SGD(weight_decay=0.1, global_clipnorm=norm)
+    variables = {name: tf.Variable(value, name=name) for name, value in start.items()}
+    for gradient in gradients:
+        optimizer.learning_rate = 0.01
+        optimizer.apply_gradients((tf.constant(gradient[n]), variables[n]) for n in variables)
+    for name, variable in variables.items():
+        np.testing.assert_allclose(variable, expected[name], rtol=1e-5, atol=1e-7)
+
+
 RATES = {"": 0.5, "conv": 0.1, "conv/kernel": 3.0, "fc/": 0.0}
 RATE_OF = {"conv/kernel": 3.0, "rsign/shift": 0.5, "bn/gamma": 0.5, "fc/kernel": 0.0}
 

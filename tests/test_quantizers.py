@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from larq_adambnn import kernels
-from larq_adambnn.quantizers import ScaledSign, Switchable, approx_sign, scaled_sign
+from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable, approx_sign, scaled_sign
 
 
 @pytest.fixture(params=[True, False], ids=["tuned", "plain"])
@@ -26,13 +26,16 @@ def test_scaled_sign_is_the_mean_magnitude_with_the_sign(tuned):
     np.testing.assert_allclose(scaled_sign(tf.constant(w)), expected, rtol=1e-14)
 
 
-def test_scaled_sign_gradient_is_clipped_and_none_flows_through_the_scale(tuned):
+@pytest.mark.parametrize("clip", [1.0, 0.3, 1.5])
+def test_scaled_sign_gradient_is_clipped_and_none_flows_through_the_scale(tuned, clip):
     w, dy = kernel(), np.random.default_rng(1).normal(size=(3, 3, 5, 7))
     x = tf.constant(w)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = scaled_sign(x)
-    expected = np.where(np.abs(w) <= 1, dy, 0)
+        y = Switchable(ScaledSign(clip))(x)
+    np.testing.assert_array_equal(y, scaled_sign(x))
+    expected = np.where(np.abs(w) <= clip, dy, 0)
+    assert 0 < np.count_nonzero(expected) < expected.size
     np.testing.assert_array_equal(tape.gradient(y, x, tf.constant(dy)), expected)
 
 
@@ -49,6 +52,19 @@ def test_approx_sign_of_zero_is_one_and_its_gradient_is_the_triangle():
         y = approx_sign(x)
     np.testing.assert_array_equal(y, [-1, -1, -1, 1, 1, 1, 1, 1, 1])
     np.testing.assert_array_equal(tape.gradient(y, x), [0, 0, 1.5, 2, 2, 2, 1, 0, 0])
+
+
+@pytest.mark.parametrize("clip", [0.5, 2.0, 3.0])
+def test_a_wider_gradient_of_the_sign_has_the_same_area(clip):
+    x = tf.constant(np.linspace(-4, 4, 8001))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = Switchable(ApproxSign(clip))(x)
+    np.testing.assert_array_equal(y, approx_sign(x))
+    gradient = tape.gradient(y, x).numpy()
+    expected = np.where(np.abs(x) < clip, 2 / clip * (1 - np.abs(x) / clip), 0)
+    np.testing.assert_allclose(gradient, expected, atol=1e-12)
+    assert gradient.sum() * 1e-3 == pytest.approx(2, rel=1e-6)  # x is 1e-3 apart
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -74,9 +90,9 @@ def test_switchable_precision_follows_the_switch():
 
 @pytest.mark.parametrize("on", [True, False])
 def test_switchable_survives_serialization(on):
-    switch = Switchable(ScaledSign(), on=on)
+    switch = Switchable(ScaledSign(clip=0.5), on=on)
     copy = tf.keras.layers.deserialize(tf.keras.layers.serialize(switch))
     assert copy.on is on
-    assert isinstance(copy.quantizer, ScaledSign)
+    assert isinstance(copy.quantizer, ScaledSign) and copy.quantizer.clip == 0.5
     x = tf.constant(kernel())
     np.testing.assert_array_equal(copy(x), switch(x))

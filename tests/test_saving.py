@@ -17,7 +17,8 @@ FORMATS = {"keras": "network.keras", "h5": "network.h5", "saved_model": "network
 
 def ours():
     """Our layers, quantizers, loss and optimizer, in step 1."""
-    model = larq_adambnn.binarize(small.network((32, 32, 1), 5), True, False)
+    model = small.network((32, 32, 1), 5, activation_clip=2.0, weight_clip=0.02)
+    larq_adambnn.binarize(model, True, False)
     model.compile(
         optimizers.Adam(0.01, weight_decay=0.1, decoupled=True), losses.DistributionLoss()
     )

@@ -11,6 +11,7 @@ from larq_adambnn.callbacks.measurements import (
 from larq_adambnn.callbacks.recipe import (
     AverageWeights,
     LinearDecay,
+    RateSchedule,
     TwoStepSwitch,
     WeightDecaySchedule,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Gradients",
     "KernelMagnitude",
     "LinearDecay",
+    "RateSchedule",
     "TwoStepSwitch",
     "UpdateSize",
     "WeightDecaySchedule",

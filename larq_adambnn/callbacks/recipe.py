@@ -1,6 +1,7 @@
 """The paper's recipe as Keras callbacks, for any `model.fit`."""
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping
 
@@ -15,13 +16,21 @@ from larq_adambnn.arguments import (
     either,
     expect,
     number,
+    one_of,
     optional,
     several,
     whole,
 )
 from larq_adambnn.callbacks.state import Stateful
 
-__all__ = ["AverageWeights", "LinearDecay", "TwoStepSwitch", "WeightDecaySchedule"]
+__all__ = [
+    "AverageWeights",
+    "LinearDecay",
+    "RateSchedule",
+    "TwoStepSwitch",
+    "WeightDecaySchedule",
+    "share_of_rate",
+]
 
 
 _EPOCHS = whole(1)
@@ -38,14 +47,14 @@ def _require(model: tf.keras.Model, attribute: str) -> None:
         )
 
 
-def _set(model: tf.keras.Model, attribute: str, value: float) -> None:
-    """Sets a hyperparameter of the model's optimizer, variable or plain number."""
+def _set_weight_decay(model: tf.keras.Model, value: float) -> None:
+    """Sets the weight decay of the model's optimizer, variable or plain number."""
     optimizer = optimizers.inner(model.optimizer)
-    current = getattr(optimizer, attribute)
-    if isinstance(current, tf.Variable) or attribute == "learning_rate":
-        tf.keras.backend.set_value(getattr(optimizer, attribute), value)
+    current = optimizer.weight_decay
+    if isinstance(current, tf.Variable):
+        current.assign(value)
     elif current != value:
-        setattr(optimizer, attribute, value)
+        optimizer.weight_decay = value
         layers.retrace(model)  # the old number is part of the traced function
 
 
@@ -157,7 +166,7 @@ class WeightDecaySchedule(tf.keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         start = max(e for e in self.values if e <= epoch)
-        _set(self.model, "weight_decay", self.values[start])
+        _set_weight_decay(self.model, self.values[start])
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
@@ -165,7 +174,111 @@ class WeightDecaySchedule(tf.keras.callbacks.Callback):
             logs["weight_decay"] = self.values[start]
 
 
-class LinearDecay(tf.keras.callbacks.Callback):
+_SHAPES = {
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,  # arXiv 1608.03983
+}
+
+
+def share_of_rate(
+    iteration: int, iterations: int, shape: str = "linear", warmup: float = 0.0
+) -> float:
+    """What share of the learning rate an iteration of a training has.
+
+    It rises by the same amount at each iteration of the warm-up, the last of which has all
+    of it, and falls to 0 in the rest.
+
+    Args:
+        iteration: from 0 to `iterations`, at which the training has ended.
+        iterations: in the training.
+        shape: of the fall, linear or cosine.
+        warmup: share of the iterations that are the warm-up.
+    """
+    rising = warmup * iterations
+    if iteration < rising:
+        return min(1.0, (iteration + 1) / rising)
+    return _SHAPES[shape]((iteration - rising) / (iterations - rising))
+
+
+class RateSchedule(tf.keras.callbacks.Callback):
+    """Sets the learning rate of each iteration, anew in each period, such as a step of the paper.
+
+    It is `share_of_rate` of the `learning_rate`.
+
+    Args:
+        learning_rate: highest rate of each period.
+        epochs: length of each consecutive period in epochs; one number is one period.
+            After the last the rate is 0.
+        shape: how the rate falls to 0, linear or cosine.
+        warmup: share of each period in which it rises first.
+        by_epoch: all iterations of an epoch have the rate that follows its last one.
+
+    Raises:
+        ValueError: an argument is not what it should be; at the start of `fit`, when the
+            optimizer has no learning rate of its own or one that is a schedule, or (unless
+            `by_epoch`) the number of iterations in an epoch is unknown.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        epochs: int | tuple[int, ...],
+        *,
+        shape: str = "cosine",
+        warmup: float = 0.0,
+        by_epoch: bool = False,
+    ):
+        super().__init__()
+        expect("learning_rate", learning_rate, number(above=0))
+        expect("epochs", epochs, _PERIODS)
+        expect("shape", shape, one_of(*_SHAPES))
+        expect("warmup", warmup, number(0, below=1))
+        expect("by_epoch", by_epoch, FLAG)
+        self.learning_rate = learning_rate
+        self.epochs = tuple(epochs) if isinstance(epochs, list | tuple) else (epochs,)
+        self.shape, self.warmup, self.by_epoch = shape, warmup, by_epoch
+
+    def on_train_begin(self, logs=None):
+        _require(self.model, "learning_rate")
+        optimizer = optimizers.inner(self.model.optimizer)
+        schedule = optimizers.settings(optimizer).get("learning_rate")
+        name = type(self).__name__
+        if isinstance(schedule, dict):  # as Keras writes one down
+            raise ValueError(
+                f"Expected an optimizer whose learning rate is a number, which {name} sets. "
+                f"Received: {type(optimizer).__name__} with the schedule {schedule['class_name']}"
+            )
+        if not self.by_epoch and not self.params.get("steps"):
+            raise ValueError("Expected a known number of iterations in an epoch. Received: None")
+        self._rate = optimizer.learning_rate
+        self._steps = self.params.get("steps") or 1
+        # A rate that came from the host at each iteration would have to wait for the device.
+        self._rates = tf.Variable(tf.zeros([self._steps], self._rate.dtype), trainable=False)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        start = epoch * self._steps
+        self._rates.assign([self.rate(start + i, self._steps) for i in range(self._steps)])
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._rate.assign(self._rates.read_value()[0 if self.by_epoch else batch])
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs["learning_rate"] = float(self._rate.numpy())
+
+    def rate(self, iteration: int, steps: int) -> float:
+        """Learning rate of an iteration of the training, of which an epoch has `steps`."""
+        for length in self.epochs:
+            if iteration < length * steps:
+                if self.by_epoch:
+                    iteration = (iteration // steps + 1) * steps
+                share = share_of_rate(iteration, length * steps, self.shape, self.warmup)
+                return self.learning_rate * share
+            iteration -= length * steps
+        return 0.0
+
+
+class LinearDecay(RateSchedule):
     """Lowers the learning rate linearly to 0, anew in each period, such as a step of the paper.
 
     Iteration t (from 0) of the T in one period runs at ``learning_rate * (1 - t / T)``.
@@ -173,60 +286,18 @@ class LinearDecay(tf.keras.callbacks.Callback):
     epoch e of E runs at ``learning_rate * (1 - (e + 1) / E)``, the last one at 0.
 
     Args:
-        learning_rate: initial rate of each period.
-        epochs: length of each consecutive period in epochs; one number is one period.
-            After the last the rate is 0.
+        learning_rate, epochs: as in `RateSchedule`.
         published: decay by epochs as the published code does.
 
     Raises:
-        ValueError: an argument is not what it should be; at the start of `fit`, when the
-            optimizer has no learning rate of its own or one that is a schedule, or (unless
-            `published`) the number of iterations in an epoch is unknown.
+        ValueError: as `RateSchedule`.
     """
 
     def __init__(
         self, learning_rate: float, epochs: int | tuple[int, ...], *, published: bool = False
     ):
-        super().__init__()
-        expect("learning_rate", learning_rate, number(above=0))
-        expect("epochs", epochs, _PERIODS)
         expect("published", published, FLAG)
-        self.learning_rate = learning_rate
-        self.epochs = tuple(epochs) if isinstance(epochs, list | tuple) else (epochs,)
-        self.published = published
-
-    def on_train_begin(self, logs=None):
-        _require(self.model, "learning_rate")
-        optimizer = optimizers.inner(self.model.optimizer)
-        schedule = optimizers.settings(optimizer).get("learning_rate")
-        if isinstance(schedule, dict):  # as Keras writes one down
-            raise ValueError(
-                "Expected an optimizer whose learning rate is a number, which LinearDecay sets. "
-                f"Received: {type(optimizer).__name__} with the schedule {schedule['class_name']}"
-            )
-        if not self.published and not self.params.get("steps"):
-            raise ValueError("Expected a known number of iterations in an epoch. Received: None")
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-        if self.published:
-            _set(self.model, "learning_rate", self.rate(epoch + 1))
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if not self.published:
-            _set(self.model, "learning_rate", self.rate(self._epoch + batch / self.params["steps"]))
-
-    def on_epoch_end(self, epoch, logs=None):
-        if logs is not None:
-            logs["learning_rate"] = float(self.model.optimizer.learning_rate.numpy())
-
-    def rate(self, epoch: float) -> float:
-        """Learning rate at a time, in epochs since the start of the training."""
-        for length in self.epochs:
-            if epoch < length or (self.published and epoch == length):
-                return self.learning_rate * (1 - epoch / length)
-            epoch -= length
-        return 0.0
+        super().__init__(learning_rate, epochs, shape="linear", by_epoch=published)
 
 
 class AverageWeights(Stateful):

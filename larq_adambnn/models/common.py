@@ -7,7 +7,12 @@ from larq_adambnn.arguments import Kind, expect, number, one_of, optional, sever
 __all__ = ["batch_norm", "check_arguments", "classify", "kaiming_uniform"]
 
 _SMALLEST_IMAGE = 32
-_OPTIONS = {"stem_stride": optional(whole(1)), "pad_values": one_of(0, 1)}
+_OPTIONS = {
+    "stem_stride": optional(whole(1)),
+    "pad_values": one_of(0, 1),
+    "activation_clip": number(above=0),
+    "weight_clip": number(above=0),
+}
 
 
 def check_arguments(
@@ -18,7 +23,7 @@ def check_arguments(
     Args:
         input_shape, num_classes, width: of every network.
         smallest: height and width that it takes.
-        **others: `stem_stride` and `pad_values` of those that have them.
+        **others: those of the binary networks.
     """
     expect(
         "input_shape",

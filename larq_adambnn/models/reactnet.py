@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from larq_adambnn.layers import BinaryConv2D, Rotate180, RPReLU, Shift
 from larq_adambnn.models.common import batch_norm, check_arguments, classify, kaiming_uniform
+from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable
 
 __all__ = ["reactnet18", "reactnet_a"]
 
@@ -27,12 +28,23 @@ def _real_conv(filters: int, size: int, stride: int, name: str):
     )
 
 
-def _binary_conv(filters: int, size: int, stride: int, pad_values: float, name: str):
+def _binary_conv(
+    filters: int,
+    size: int,
+    stride: int,
+    name: str,
+    *,
+    pad_values: float,
+    activation_clip: float,
+    weight_clip: float,
+):
     return BinaryConv2D(
         filters,
         size,
         strides=stride,
         pad_values=pad_values,
+        input_quantizer=Switchable(ApproxSign(activation_clip)),
+        kernel_quantizer=Switchable(ScaledSign(weight_clip)),
         kernel_initializer=kaiming_uniform(),
         name=name,
     )
@@ -49,6 +61,8 @@ def reactnet_a(
     *,
     stem_stride: int | None = None,
     pad_values: float = 0.0,
+    activation_clip: float = 1.0,
+    weight_clip: float = 1.0,
 ) -> tf.keras.Model:
     """ReActNet-A: MobileNet's plan with binary convolutions (ReActNet, table 1).
 
@@ -60,6 +74,8 @@ def reactnet_a(
             images with a side under 64.
         pad_values: what "same" pads around binary inputs: 0 as published, or 1,
             the form that Larq Compute Engine runs fastest.
+        activation_clip, weight_clip: how far from 0 the gradient of the inputs' and of the
+            kernels' sign reaches, see `quantizers`; 1 as published.  It is the same network.
 
     Returns:
         A model from images (B, H, W, C) to logits (B, num_classes), binary in
@@ -68,14 +84,19 @@ def reactnet_a(
     Raises:
         ValueError: an argument is out of range.
     """
-    check_arguments(input_shape, num_classes, width, stem_stride=stem_stride, pad_values=pad_values)
+    options = {
+        "pad_values": pad_values,
+        "activation_clip": activation_clip,
+        "weight_clip": weight_clip,
+    }
+    check_arguments(input_shape, num_classes, width, stem_stride=stem_stride, **options)
     if stem_stride is None:
         stem_stride = 2 if min(input_shape[:2]) >= _LARGE_IMAGE else 1
 
     def block(x, name, filters, stride):
         inputs = x.shape[-1]
         y = Shift(name=f"{name}_shift1")(x)
-        y = _binary_conv(inputs, 3, stride, pad_values, f"{name}_conv3x3")(y)
+        y = _binary_conv(inputs, 3, stride, f"{name}_conv3x3", **options)(y)
         y = batch_norm(f"{name}_bn1")(y)
         shortcut = x if stride == 1 else _halve(x, f"{name}_halve")
         y = tf.keras.layers.Add(name=f"{name}_add1")([y, shortcut])
@@ -84,7 +105,7 @@ def reactnet_a(
         z = Shift(name=f"{name}_shift2")(y)
         outputs = []
         for branch in [""] if filters == inputs else ["a", "b"]:
-            u = _binary_conv(inputs, 1, 1, pad_values, f"{name}_conv1x1{branch}")(z)
+            u = _binary_conv(inputs, 1, 1, f"{name}_conv1x1{branch}", **options)(z)
             u = batch_norm(f"{name}_bn2{branch}")(u)
             outputs.append(tf.keras.layers.Add(name=f"{name}_add2{branch}")([u, y]))
         if len(outputs) > 1:
@@ -108,19 +129,26 @@ def reactnet18(
     *,
     stem_stride: int | None = None,
     pad_values: float = 0.0,
+    activation_clip: float = 1.0,
+    weight_clip: float = 1.0,
 ) -> tf.keras.Model:
     """ReActNet on the Bi-Real ResNet-18: 16 blocks of one 3 x 3 binary convolution each.
 
     Args, returns and raises as `reactnet_a`.  With a stem stride of 1 the max pool
     after the stem is left out too.
     """
-    check_arguments(input_shape, num_classes, width, stem_stride=stem_stride, pad_values=pad_values)
+    options = {
+        "pad_values": pad_values,
+        "activation_clip": activation_clip,
+        "weight_clip": weight_clip,
+    }
+    check_arguments(input_shape, num_classes, width, stem_stride=stem_stride, **options)
     if stem_stride is None:
         stem_stride = 2 if min(input_shape[:2]) >= _LARGE_IMAGE else 1
 
     def block(x, name, filters, stride):
         y = Shift(name=f"{name}_shift")(x)
-        y = _binary_conv(filters, 3, stride, pad_values, f"{name}_conv3x3")(y)
+        y = _binary_conv(filters, 3, stride, f"{name}_conv3x3", **options)(y)
         y = batch_norm(f"{name}_bn")(y)
         if stride != 1:
             x = _halve(x, f"{name}_halve")

@@ -229,8 +229,26 @@ class Config:
     weight_decay: tuple[float, ...] = _recipe(
         (5e-6, 0.0), "Weight decay of step 1 and step 2.", lower=-1, upper=1
     )
+    schedule: str = _recipe(
+        "linear", "How the learning rate falls to 0 in each step.", choices=("linear", "cosine")
+    )
+    warmup: float = _recipe(
+        0.0, "Share of each step in which the learning rate rises first.", lower=0, upper=0.9
+    )
     published_schedule: bool = _recipe(
         False, "Decay the learning rate by epochs, as the published code does, not by iterations."
+    )
+    clip_norm: float = _recipe(
+        0.0, "Largest norm of an iteration's gradient, which is scaled down to it; 0: any.", lower=0
+    )
+    activation_clip: float = _recipe(
+        1.0,
+        "How far from 0 the gradient of a ReActNet's binary activations reaches: a triangle of the "
+        "same area; 1 as published.",
+        above=0,
+    )
+    weight_clip: float = _recipe(
+        1.0, "The same of its binary weights, whose gradient is 1 inside.", above=0
     )
     reload_best: bool = _recipe(
         False, "Begin step 2 from step 1's best weights, as the published code does."
@@ -248,6 +266,12 @@ class Config:
     )
     label_weight: float = _recipe(
         0.5, "Share of the labels' cross-entropy in --loss=weighted_sum.", lower=0, upper=1
+    )
+    label_smoothing: float = _recipe(
+        0.0,
+        "Share of a label that is spread over all classes; the teacher of --teacher=self has none.",
+        lower=0,
+        upper=0.9,
     )
     teacher: str = _recipe(
         "resnet34",
@@ -418,6 +442,17 @@ def check(config: Config) -> Config:
         config.stem_stride == 0 or config.model.startswith("reactnet"),
         f"--stem_stride: expected 0, as only the ReActNets have it; received {config.stem_stride} "
         f"for --model={config.model}",
+    )
+    for name in ("activation_clip", "weight_clip"):
+        _require(
+            getattr(config, name) == 1 or config.model.startswith("reactnet"),
+            f"--{name}: expected 1, as only the ReActNets have another; received "
+            f"{getattr(config, name)} for --model={config.model}",
+        )
+    _require(
+        not config.label_smoothing or config.loss != "distribution",
+        "--label_smoothing: expected --loss=cross_entropy or weighted_sum with it, as "
+        "distribution has no labels",
     )
     _require(bool(config.dataset), "--dataset: expected a data set name; received nothing")
     _require(

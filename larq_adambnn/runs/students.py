@@ -20,7 +20,8 @@ __all__ = [
     "load_student",
 ]
 
-_OPTIONS = ("width", "pad_values", "stem_stride")  # of networks that are flags too
+# Of networks, that are flags too
+_OPTIONS = ("width", "pad_values", "stem_stride", "activation_clip", "weight_clip")
 
 
 def build(config: Config, channels: int, num_classes: int) -> tf.keras.Model:

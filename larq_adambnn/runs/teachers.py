@@ -49,6 +49,7 @@ def own_config(config: Config, directory: str) -> Config:
         cutmix=0.0,
         epochs=config.teacher_epochs or config.epochs,
         weight_decay=(config.weight_decay[0],) * 2,
+        label_smoothing=0.0,
         reload_best=False,
         export=False,
         output_dir=directory,

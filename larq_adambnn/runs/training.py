@@ -202,6 +202,7 @@ def compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distille
             student,
             teacher,
             label_weight=config.label_weight if config.loss == "weighted_sum" else 0.0,
+            label_smoothing=config.label_smoothing,
             microbatches=config.microbatches,
         )
         model.compile(optimizer=_optimizer(config, student), loss=_loss(config))
@@ -218,19 +219,27 @@ def _optimizer(config: Config, student: tf.keras.Model) -> tf.keras.optimizers.O
     }[config.optimizer]
     if config.backbone_rate != 1:
         options["rates"] = backbone.rates(student, config.backbone_rate)
+    if config.clip_norm:
+        options["global_clipnorm"] = config.clip_norm
     return build(config.learning_rate, weight_decay=config.weight_decay[0], **options)
 
 
 def _loss(config: Config) -> tf.keras.losses.Loss:
     if config.loss == "cross_entropy":
-        return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return losses.CrossEntropy(config.label_smoothing)
     return losses.DistributionLoss()
 
 
 def _recipe(config: Config, run: Run, epochs: tuple[int, ...]) -> list[tf.keras.callbacks.Callback]:
     """The callbacks that make the paper's training out of a fit."""
     recipe = [
-        callbacks.LinearDecay(config.learning_rate, epochs, published=config.published_schedule)
+        callbacks.RateSchedule(
+            config.learning_rate,
+            epochs,
+            shape=config.schedule,
+            warmup=config.warmup,
+            by_epoch=config.published_schedule,
+        )
     ]
     decays = {0: config.weight_decay[0]}
     if len(epochs) == 2:

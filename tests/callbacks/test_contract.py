@@ -92,7 +92,8 @@ def fit(model, recipe, epochs, *, first_iteration=0):
 
 
 def test_all_callbacks_are_here():
-    assert sorted(type(callback).__name__ for callback in every(2)) == callbacks.__all__
+    here = {kind.__name__ for callback in every(2) for kind in type(callback).mro()}
+    assert set(callbacks.__all__) <= here
 
 
 # Every optimizer

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import larq_adambnn
 from larq_adambnn import callbacks, optimizers
+from larq_adambnn.callbacks.recipe import share_of_rate
 
 STEPS = 4  # in an epoch of `fit`
 
@@ -60,17 +61,61 @@ def fit(model, recipe, epochs, **kwargs):
 @pytest.mark.parametrize(
     ("published", "epochs", "expected"),
     [
-        # (epoch, rate / initial rate): first, middle, last, past the last
-        (False, 4, [(0, 1.0), (2, 0.5), (3.75, 0.0625), (4, 0.0), (9, 0.0)]),
-        (True, 4, [(1, 0.75), (2, 0.5), (4, 0.0), (5, 0.0)]),
-        (False, (2, 4), [(0, 1.0), (1, 0.5), (2, 1.0), (4, 0.5), (6, 0.0)]),
-        (True, (2, 4), [(1, 0.5), (2, 0.0), (3, 0.75), (6, 0.0), (7, 0.0)]),
+        # {iteration, of 4 an epoch: rate / initial rate}: first, middle, last, past the last
+        (False, 4, {0: 1.0, 8: 0.5, 15: 0.0625, 16: 0.0, 36: 0.0}),
+        (True, 4, {0: 0.75, 3: 0.75, 4: 0.5, 15: 0.0, 16: 0.0}),
+        (False, (2, 4), {0: 1.0, 4: 0.5, 8: 1.0, 16: 0.5, 24: 0.0}),
+        (True, (2, 4), {0: 0.5, 4: 0.0, 8: 0.75, 20: 0.0, 24: 0.0}),
     ],
 )
 def test_linear_decay_at_given_times(published, epochs, expected):
     decay = callbacks.LinearDecay(0.8, epochs, published=published)
-    for epoch, share in expected:
-        assert decay.rate(epoch) == pytest.approx(0.8 * share)
+    for iteration, share in expected.items():
+        assert decay.rate(iteration, 4) == pytest.approx(0.8 * share)
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_rates_are_those_of_pytorchs_schedulers(shape, warmup):
+    """In each of two periods, of 20 and 40 iterations; the warm-up is that share of it."""
+    torch = pytest.importorskip("torch")
+    schedulers, expected = torch.optim.lr_scheduler, []
+    for iterations in (20, 40):
+        rising = iterations * warmup // 20
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
+        falling = {
+            "linear": schedulers.LinearLR(optimizer, 1.0, 0.0, iterations - rising),
+            "cosine": schedulers.CosineAnnealingLR(optimizer, iterations - rising),
+        }[shape]
+        if rising:
+            optimizer.param_groups[0]["lr"] = 0.8
+            start = schedulers.LinearLR(optimizer, 1 / rising, 1.0, max(1, rising - 1))
+            falling = schedulers.SequentialLR(optimizer, [start, falling], [rising])
+        for _ in range(iterations):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            falling.step()
+    schedule = callbacks.RateSchedule(0.8, (5, 10), shape=shape, warmup=warmup / 20)
+    received = [schedule.rate(iteration, 4) for iteration in range(60)]
+    np.testing.assert_allclose(received, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("warmup", [0.01, 0.3, 0.99])
+@pytest.mark.parametrize("iterations", [1, 2, 7])
+def test_short_periods_rise_to_the_whole_rate_and_never_above(warmup, iterations):
+    shares = [share_of_rate(i, iterations, "cosine", warmup) for i in range(iterations)]
+    assert 0.5 < max(shares) <= 1
+    assert min(shares) > 0
+    assert share_of_rate(iterations, iterations) == 0
+
+
+def test_a_schedule_sets_the_rate_of_each_iteration_of_a_fit():
+    schedule = callbacks.RateSchedule(0.01, (2, 1), warmup=0.25)
+    seen, history = fit(compiled(optimizers.Adam()), [schedule], 3)
+    rates = [schedule.rate(iteration, STEPS) for iteration in range(3 * STEPS)]
+    np.testing.assert_allclose([s["rate"] for s in seen], rates, rtol=1e-6)
+    assert history["learning_rate"][-1] == pytest.approx(rates[-1])
+    assert max(rates) == 0.01 > rates[0] > 0
 
 
 def test_linear_decay_lowers_the_rate_at_each_step_of_a_fit():
@@ -227,6 +272,8 @@ def test_averaged_weights_are_evaluated_and_training_goes_on_with_the_others():
         (lambda: callbacks.LinearDecay(float("nan"), 3), "learning_rate"),
         (lambda: callbacks.LinearDecay(0.1, (3, 0)), "epochs"),
         (lambda: callbacks.LinearDecay(0.1, ()), "epochs"),
+        (lambda: callbacks.RateSchedule(0.1, 3, shape="step"), "shape"),
+        (lambda: callbacks.RateSchedule(0.1, 3, warmup=1), "warmup"),
         (lambda: callbacks.WeightDecaySchedule({}), "values"),
         (lambda: callbacks.WeightDecaySchedule({1: 0.0}), "values"),
         (lambda: callbacks.WeightDecaySchedule({0: float("inf")}), "values"),
