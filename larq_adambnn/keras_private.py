@@ -31,7 +31,7 @@ def _of(owner: str, versions: tuple[str, ...], **uses: str) -> list[PrivateAttri
 
 
 _TF_KERAS = ("2.19.0", "2.21.0")
-_TENSORFLOW = ("2.19.1",)
+_TENSORFLOW = ("2.19.1", "2.21.0")
 
 ATTRIBUTES = (
     *_of(

@@ -13,6 +13,7 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 try:
     import tomllib
@@ -99,21 +100,50 @@ def test_every_import_is_a_dependency():
     needed = {canonicalize_name(distributions[module][0]) for module in imported}
     declared = set(requirements(PROJECT["dependencies"]))
     assert needed - declared == {"larq-zoo", "safetensors", "torch"}  # which are extras
-    # Keras 2 takes the place of tf.keras; tensorflow-datasets needs the other
-    assert declared - needed == {"tf-keras", "importlib-resources"}
+    # Keras 2 takes the place of tf.keras; tensorflow-datasets needs the others
+    assert declared - needed == {"tf-keras", "importlib-resources", "pyarrow"}
 
 
-def test_pinned_versions_are_in_the_ranges():
-    files = ("requirements.txt", "requirements-dev.txt")
+def pinned(*files):
+    """The one version that files of requirements name of each package."""
     lines = [line for name in files for line in (ROOT / name).read_text().splitlines()]
-    pinned = requirements(line for line in lines if not line.startswith(("#", "-r")))
-    extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"gpu", "torch", "zoo"}
-    for line in (*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)):
-        requirement = Requirement(line)
-        (pin,) = pinned[canonicalize_name(requirement.name)].specifier
-        assert pin.operator == "=="
-        assert requirement.specifier.contains(pin.version), line
+    pins = {}
+    for name, requirement in requirements(x for x in lines if x[:1] not in ("#", "-")).items():
+        (pin,) = requirement.specifier
+        assert pin.operator == "==", requirement
+        pins[name] = pin.version
+    return pins
+
+
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+@pytest.mark.parametrize(
+    ("files", "extras", "not_needed"),
+    [
+        (("requirements.txt", "requirements-dev.txt"), ("gpu", "torch", "zoo"), {"pyarrow"}),
+        (("requirements-next.txt",), ("gpu",), set()),
+    ],
+    ids=["first", "next"],
+)
+def test_pinned_versions_are_in_the_ranges(files, extras, not_needed):
+    pins = pinned(*files)
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
+    for requirement in map(Requirement, lines):
+        name = canonicalize_name(requirement.name)
+        if name not in not_needed:
+            assert requirement.specifier.contains(pins[name]), requirement
+
+
+def test_sets_and_extras():
+    """The second set is without larq-zoo and its old protobuf, and newer in the rest."""
+    first, following = pinned("requirements.txt"), pinned("requirements-next.txt")
+    assert set(EXTRAS) == {"gpu", "torch", "zoo"}
+    assert set(first) - set(following) == {"larq-zoo"}
+    assert set(following) - set(first) == {"protobuf", "pyarrow"}
+    assert int(following["protobuf"].split(".")[0]) >= 4
+    for name in first.keys() & following.keys():
+        assert Version(first[name]) <= Version(following[name]), name
 
 
 @pytest.fixture(scope="module")

@@ -48,6 +48,9 @@ def splits(name: str, data_dir: str = "") -> tuple[str, ...]:
     A split without labels (ImageNet's test images) is left out.
     """
     builder = _prepared(name, data_dir)
+    if not builder.info.splits:  # so tensorflow-datasets 4.9 takes a description it cannot read
+        path = builder.data_path / "dataset_info.json"
+        _check_prepared(name, data_dir, ValueError(f"{path} names no split"))
     try:
         return tuple(split for split in builder.info.splits if _has_labels(builder, split))
     except (LookupError, ValueError, AssertionError) as error:

@@ -45,8 +45,6 @@ def convert_as_is(model: tf.keras.Model, *, int8_io: bool = False) -> bytes:
         int8_io: whether a quantized model takes and gives int8 instead of float32.
     """
     _check(model)
-    import larq_compute_engine as lce
-
     # convert_keras_model would trace every layer on its own and all gradients, which takes
     # minutes; only the inference of one image is wanted.
     function = tf.function(
@@ -59,7 +57,6 @@ def convert_as_is(model: tf.keras.Model, *, int8_io: bool = False) -> bytes:
     _check_padding(function.get_concrete_function().graph)
     module = tf.Module()
     module.function, module.weights = function, model.weights
-    io_type = tf.int8 if int8_io else tf.float32
     with silence(), tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(
             module,
@@ -67,13 +64,31 @@ def convert_as_is(model: tf.keras.Model, *, int8_io: bool = False) -> bytes:
             signatures=function,
             options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
         )
-        tflite = lce.convert_saved_model(
-            folder,
-            inference_input_type=io_type,
-            inference_output_type=io_type,
-        )
+        tflite = _convert_saved_model(folder, tf.int8 if int8_io else tf.float32)
     tflite = _named_convolutions(named_outputs(tflite, model.output_names), model)
     return compact(unpadded(tflite))
+
+
+def _convert_saved_model(folder: str, io_type: tf.DType) -> bytes:
+    """What LCE's converter makes of a SavedModel; nothing else here uses the converter.
+
+    It imports private modules of TensorFlow, which a release may drop: docs/design.md says what
+    is to be done then.
+
+    Raises:
+        ImportError: larq-compute-engine is not installed, or not made for this TensorFlow.
+    """
+    try:
+        import larq_compute_engine as lce
+
+        return lce.convert_saved_model(
+            folder, inference_input_type=io_type, inference_output_type=io_type
+        )
+    except (AttributeError, ImportError) as error:
+        raise ImportError(
+            "Expected larq-compute-engine and a TensorFlow that its converter works with (2.19 to "
+            f"2.21 do). Received: TensorFlow {tf.__version__}; {error}"
+        ) from error
 
 
 def _named_convolutions(tflite: bytes, model: tf.keras.Model) -> bytes:

@@ -198,7 +198,7 @@ def test_a_record_that_is_no_example(prepared):
 @pytest.mark.parametrize(
     ("name", "change", "line"),
     [
-        ("dataset_info.json", lambda text: text[:99], "dataset_info.json.* is damaged: Failed to"),
+        ("dataset_info.json", lambda text: text[:99], "dataset_info.json.* is damaged"),
         ("dataset_info.json", lambda text: None, "beside it is damaged: .*dataset_info.json"),
         ("dataset_info.json", lambda text: "[]", "dataset_info.json.* is damaged"),
         (
