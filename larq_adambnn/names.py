@@ -1,6 +1,17 @@
 """Names that the library's arguments and the command line's flags have in common."""
 
-__all__ = ["APPLICATIONS", "BAD_IMAGES", "CROPS", "FAMILIES", "IO_TYPES", "NETWORKS", "ZOO"]
+import re
+
+__all__ = [
+    "APPLICATIONS",
+    "BAD_IMAGES",
+    "CROPS",
+    "FAMILIES",
+    "IO_TYPES",
+    "NETWORKS",
+    "ZOO",
+    "is_own",
+]
 
 # larq-zoo's networks with binary weights
 ZOO = (
@@ -20,6 +31,14 @@ ZOO = (
     "XNORNet",
 )
 NETWORKS = ("reactnet_a", "reactnet18", "resnet34", *ZOO)
+
+
+def is_own(network: str) -> bool:
+    """Whether a network is named by a function of the user's: package.module:function."""
+    return isinstance(network, str) and bool(
+        re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", network)
+    )
+
 
 # The networks of tf.keras.applications: families and their sizes
 _REGNETS = ("002", "004", "006", "008", "016", "032", "040", "064", "080", "120", "160", "320")

@@ -1,6 +1,7 @@
 """Data sets as endless, seeded training streams and ordered evaluation batches."""
 
 import functools
+import logging
 import os
 from collections.abc import Mapping, Sequence
 
@@ -99,7 +100,7 @@ def load(
         source, problems = catalog.open_source(name, data_dir, split, known.class_names), ()
         if bad_images == "skip":
             source, problems = check.leave_out(source, split, left_out.get(split))
-            say(f"bad_images=skip: {len(problems):,} left out of {split}")
+            say(f"bad_images=skip: {len(problems):,} left out of {split}", logging.WARNING)
         elif source.problems:
             raise UsageError(
                 f"{source.problems[0]} ({len(source.problems):,} such problems; mode=check_data "
@@ -120,7 +121,7 @@ def load(
     )
     found = dataset.split_name()
     if found != split:
-        say(f"split={split}: {name} has none; taking {found}")
+        say(f"split={split}: {name} has none; taking {found}", logging.WARNING)
     return dataset
 
 

@@ -7,10 +7,11 @@ import tensorflow as tf
 from larq_adambnn.arguments import FLAG, expect, one_of
 from larq_adambnn.models.common import check_arguments
 from larq_adambnn.models.complexity import Complexity, complexity, summary
+from larq_adambnn.models.own import own
 from larq_adambnn.models.reactnet import reactnet18, reactnet_a
 from larq_adambnn.models.resnet import resnet34
 from larq_adambnn.models.zoo import zoo
-from larq_adambnn.names import ZOO
+from larq_adambnn.names import ZOO, is_own
 
 __all__ = [
     "Complexity",
@@ -32,7 +33,9 @@ def options(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: no such network.
     """
-    expect("name", name, one_of(*_NETWORKS, *ZOO))
+    if is_own(name):
+        return ()
+    expect("name", name, one_of(*_NETWORKS, *ZOO, "package.module:function"))
     if name in ZOO:
         return ()
     parameters = inspect.signature(_NETWORKS[name]).parameters.values()
@@ -51,17 +54,20 @@ def build(
     sync_batch_norm: bool = False,
     **chosen,
 ) -> tf.keras.Model:
-    """The network of a name: reactnet_a, reactnet18, resnet34, or one of larq-zoo's.
+    """The network of a name: reactnet_a, reactnet18, resnet34, one of larq-zoo's, or your own.
 
     Args:
-        name: the network.
+        name: the network; "package.module:function" is your own function, which takes
+            `input_shape` and `num_classes` and returns a tf.keras.Model of Larq layers.
         input_shape: (height, width, channels).
         num_classes: number of logits.
         sync_batch_norm: whether batch norms share their statistics over the replicas.
         **chosen: some of `options(name)`.
 
     Raises:
-        ValueError: no such network, or an argument it does not take.
+        ImportError: the network is larq-zoo's, which is not installed.
+        ValueError: no such network, an argument it does not take, or a function of your own
+            that returns no network.
     """
     known = options(name)
     expect("sync_batch_norm", sync_batch_norm, FLAG)
@@ -71,9 +77,9 @@ def build(
                 f"Expected options of {name}, which are {', '.join(known) or 'none'}. "
                 f"Received: {option}={value!r}"
             )
-    if name in ZOO:
+    if name in ZOO or is_own(name):
         check_arguments(input_shape, num_classes, smallest=1)
-        model = zoo(name, input_shape, num_classes)
+        model = (zoo if name in ZOO else own)(name, input_shape, num_classes)
     else:
         model = _NETWORKS[name](input_shape, num_classes, **chosen)
     if sync_batch_norm:

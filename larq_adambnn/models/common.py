@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from larq_adambnn.arguments import Kind, expect, number, one_of, optional, several, whole
 
-__all__ = ["batch_norm", "check_arguments", "classify", "kaiming_uniform"]
+__all__ = ["batch_norm", "check_arguments", "classify", "kaiming_uniform", "logits_of"]
 
 _SMALLEST_IMAGE = 32
 _OPTIONS = {
@@ -62,3 +62,21 @@ def classify(x: tf.Tensor, num_classes: int) -> tf.Tensor:
         dtype=tf.keras.mixed_precision.global_policy().variable_dtype,  # never half precision
         name="classifier",
     )(x)
+
+
+def logits_of(model: tf.keras.Model) -> tf.keras.Model:
+    """A classifier of any kind with its logits, in float32, as its output: without its softmax."""
+    output = model.output
+    while _is_softmax(output.node.layer):
+        layer = output.node.layer
+        if layer.weights:  # it is the activation of what computes the logits
+            layer.activation = tf.keras.activations.linear
+            break
+        output = layer.input
+    logits = tf.keras.layers.Activation("linear", dtype="float32", name="logits")(output)
+    return tf.keras.Model(model.input, logits, name=model.name)
+
+
+def _is_softmax(layer) -> bool:
+    activation = getattr(layer, "activation", None)
+    return isinstance(layer, tf.keras.layers.Softmax) or activation is tf.keras.activations.softmax

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from larq_adambnn.models.common import logits_of
 from larq_adambnn.names import ZOO
 
 __all__ = ["SMALLEST", "zoo"]
@@ -52,17 +53,4 @@ def zoo(name: str, input_shape: tuple[int, int, int], num_classes: int) -> tf.ke
             f"Expected an image size that {name} takes, such as a multiple of 32. "
             f"Received: input_shape={input_shape}"
         ) from error
-    output = model.output
-    while _is_softmax(output.node.layer):
-        layer = output.node.layer
-        if layer.weights:  # it is the activation of what computes the logits
-            layer.activation = tf.keras.activations.linear
-            break
-        output = layer.input
-    logits = tf.keras.layers.Activation("linear", dtype="float32", name="logits")(output)
-    return tf.keras.Model(model.input, logits, name=model.name)
-
-
-def _is_softmax(layer) -> bool:
-    activation = getattr(layer, "activation", None)
-    return isinstance(layer, tf.keras.layers.Softmax) or activation is tf.keras.activations.softmax
+    return logits_of(model)

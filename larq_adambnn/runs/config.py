@@ -19,7 +19,16 @@ from typing import Any
 from absl import flags
 
 from larq_adambnn.errors import UsageError
-from larq_adambnn.names import APPLICATIONS, BAD_IMAGES, CROPS, FAMILIES, IO_TYPES, NETWORKS, ZOO
+from larq_adambnn.names import (
+    APPLICATIONS,
+    BAD_IMAGES,
+    CROPS,
+    FAMILIES,
+    IO_TYPES,
+    NETWORKS,
+    ZOO,
+    is_own,
+)
 from larq_adambnn.runs.usage import TOPICS, flag_text, usage
 
 __all__ = ["Config", "load_run", "parse"]
@@ -131,8 +140,9 @@ class Config:
 
     model: str = _network(
         "reactnet_a",
-        "Network; resnet34 is real-valued (a teacher), names like QuickNet are larq-zoo's.",
-        choices=NETWORKS,
+        "Network; resnet34 is real-valued (a teacher), names like QuickNet are larq-zoo's, and "
+        "package.module:function is your own function from (input_shape, num_classes) to a "
+        f"tf.keras.Model of Larq layers. One of {', '.join(NETWORKS)}, package.module:function.",
     )
     width: float = _network(1.0, "Multiplier of every channel count.", above=0, upper=16)
     image_size: int = _network(224, "Side of the square input in pixels.", lower=_IMAGE_SIDE)
@@ -430,9 +440,15 @@ def check(config: Config) -> Config:
         f"{flag_text(config.weight_decay)!r}",
     )
     _require(
-        config.model not in ZOO or (config.width == 1 and config.pad_values == 0),
-        f"--model: {config.model} of larq-zoo has one width and padding; expected --width=1 and "
-        "--pad_values=0",
+        config.model in NETWORKS or is_own(config.model),
+        f"--model: expected one of {', '.join(NETWORKS)}, or your own function as "
+        f"package.module:function; received {config.model!r}",
+    )
+    _require(
+        not (config.model in ZOO or is_own(config.model))
+        or (config.width == 1 and config.pad_values == 0),
+        f"--model: {config.model} {'of larq-zoo ' if config.model in ZOO else ''}has one width and "
+        "padding; expected --width=1 and --pad_values=0",
     )
     _require(
         config.model != "resnet34" or config.pad_values == 0,
@@ -568,7 +584,7 @@ def _check_import(config: Config) -> None:
         f"--source: expected a PyTorch checkpoint; received {config.source!r}, which is no file",
     )
     _require(
-        config.model not in ZOO,
+        config.model in NETWORKS and config.model not in ZOO,
         f"--model: expected reactnet_a, reactnet18 or resnet34 to import; received {config.model}",
     )
     _require(

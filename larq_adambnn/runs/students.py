@@ -7,6 +7,7 @@ import tensorflow as tf
 from larq_adambnn import backbone, layers, models, weights
 from larq_adambnn.data import Dataset
 from larq_adambnn.errors import UsageError
+from larq_adambnn.names import is_own
 from larq_adambnn.runs import datasets, provenance
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
@@ -15,6 +16,7 @@ __all__ = [
     "build",
     "build_student",
     "check_initial",
+    "check_own",
     "initial_classes",
     "initial_student",
     "load_student",
@@ -28,8 +30,8 @@ def build(config: Config, channels: int, num_classes: int) -> tf.keras.Model:
     """The network of a config for images with so many channels and classes.
 
     Raises:
-        UsageError: the network does not take what the config says, or is larq-zoo's, which is
-            not installed.
+        UsageError: the network does not take what the config says, is larq-zoo's, which is not
+            installed, or one of the user's own that cannot be built.
     """
     options = {
         name: getattr(config, name) for name in models.options(config.model) if name in _OPTIONS
@@ -67,6 +69,17 @@ def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> t
     student = build_student(config, dataset)
     _load_weights(student, path, "run")
     return layers.binarize(student, *config.steps[step - 1])
+
+
+def check_own(config: Config, dataset: Dataset) -> None:
+    """Raises UsageError if the user's own network, when it is one, cannot be built and trained."""
+    if is_own(config.model):
+        student = build_student(config, dataset)
+        try:
+            for step in config.steps:
+                layers.binarize(student, *step)
+        except ValueError as error:
+            raise UsageError(f"--model: {error}") from error
 
 
 def initial_student(config: Config, dataset: Dataset) -> tf.keras.Model:
