@@ -45,6 +45,8 @@ __all__ = [
     "splits",
 ]
 
+_HELD_OUT = "held_out"
+
 
 def load(
     name: str,
@@ -52,6 +54,7 @@ def load(
     *,
     split: str = "test",
     train_images: int = 0,
+    held_out: int = 0,
     bad_images: str = "error",
     left_out: Mapping[str, Sequence[Problem]] | None = None,
     description: Description | None = None,
@@ -70,6 +73,8 @@ def load(
         split: what `Dataset.evaluation` gives by default; where there is no test split,
             `test` is the validation split.
         train_images: training images to use, evenly spaced in the data set; 0: all.
+        held_out: training images, evenly spaced, that are not trained on but are the split
+            `held_out`, by which rates and recipes are chosen; `train_images` are of the rest.
         bad_images: "error" stops at an image that cannot be used; "skip" reads everything
             once and leaves such images out.
         left_out: what was left out of each split before, so that nothing need be read.
@@ -88,15 +93,18 @@ def load(
     expect("data_dir", data_dir, PATH)
     expect("split", split, TEXT)
     expect("train_images", train_images, whole(0))
+    expect("held_out", held_out, whole(0))
     expect("bad_images", bad_images, one_of(*BAD_IMAGES))
     expect("left_out", left_out, optional(instance(Mapping, "a dictionary")))
     settings, data_dir = settings_of(settings, changes), os.fspath(data_dir)
     left_out = left_out or {}
     known = description or describe(name, data_dir, settings.channels)
     others = splits(name, data_dir)
+    if held_out:
+        others += (_HELD_OUT,)
 
     @functools.cache
-    def open_split(split):
+    def open_whole(split):
         source, problems = catalog.open_source(name, data_dir, split, known.class_names), ()
         if bad_images == "skip":
             source, problems = check.leave_out(source, split, left_out.get(split))
@@ -106,8 +114,17 @@ def load(
                 f"{source.problems[0]} ({len(source.problems):,} such problems; mode=check_data "
                 "lists them, bad_images=skip leaves out what cannot be used)"
             )
+        return source, problems
+
+    @functools.cache
+    def open_split(split):
+        source, problems = open_whole("train" if split == _HELD_OUT else split)
+        if split == _HELD_OUT:
+            source = source.only(_spaced(source, "held_out", held_out))
+        elif split == "train" and held_out:
+            source = source.without(_spaced(source, "held_out", held_out))
         if split == "train" and train_images:
-            source = _spaced(source, train_images)
+            source = source.only(_spaced(source, "train_images", train_images))
         return source, problems
 
     dataset = Dataset(
@@ -213,11 +230,10 @@ def _preparation(settings: Settings, channels: int, mean, std) -> Preparation:
     return Preparation(settings.image_size, settings.crop, channels, mean, std)
 
 
-def _spaced(source: Source, count: int) -> Source:
-    """So many evenly spaced examples, which of a sorted data set show every class."""
+def _spaced(source: Source, flag: str, count: int) -> np.ndarray:
+    """So many evenly spaced indices, which of a sorted data set show every class."""
     if count > len(source):
         raise UsageError(
-            f"train_images: expected at most {len(source):,}, all there are; received {count:,}"
+            f"{flag}: expected at most {len(source):,}, all there are; received {count:,}"
         )
-    kept = np.arange(count) * len(source) // count
-    return source.without(np.delete(np.arange(len(source)), kept))
+    return np.arange(count) * len(source) // count

@@ -98,7 +98,10 @@ class Source:
         """The source without some of its examples."""
         if len(indices) == 0:
             return self
-        kept = np.delete(np.arange(self.size), indices)
+        return self.only(np.delete(np.arange(self.size), indices))
+
+    def only(self, kept: np.ndarray) -> "Source":
+        """The source with some of its examples alone, in the order of their indices."""
         in_graph = tf.constant(kept)
         return dataclasses.replace(
             self,

@@ -168,6 +168,12 @@ class Config:
     train_images: int = _data(
         0, "Training images to use, evenly spaced in the data set; 0: all.", lower=0
     )
+    held_out: int = _data(
+        0,
+        "Training images, evenly spaced, that are not trained on but are the split held_out, to "
+        "choose rates and recipes by; --train_images are of the rest.",
+        lower=0,
+    )
     bad_images: str = _data(
         "error",
         "What an unusable image does: error stops with its name, skip reads everything once "

@@ -90,6 +90,7 @@ def load(config: Config, known: Description | None = None) -> Dataset:
         config.data_dir,
         split=config.split,
         train_images=config.train_images,
+        held_out=config.held_out,
         bad_images=config.bad_images,
         left_out=_read_left_out(config),
         description=description,

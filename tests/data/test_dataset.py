@@ -469,6 +469,20 @@ def test_a_part_of_the_training_images_shows_every_class(folder):
         load(folder, train_images=15).train()
 
 
+def test_what_is_held_out_is_not_trained_on_and_can_be_evaluated(folder):
+    dataset = load(folder, held_out=3, train_images=5, split="held_out")
+    every = batches(load(folder).evaluation("train", 1), -1)
+    assert_same(batches(dataset.evaluation(batch_size=1), -1), [every[i] for i in (0, 4, 9)])
+    rest = [every[i] for i in (1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13)]
+    assert_same(batches(dataset.evaluation("train", 1), -1), [rest[i] for i in (0, 2, 4, 6, 8)])
+    assert len(dataset.source("test")) == len(load(folder).test_source)
+    assert dataset.source("held_out") is dataset.source()
+    with pytest.raises(UsageError, match=r"expected one of train, val of image_folder.*'held_out'"):
+        load(folder, split="held_out")
+    with pytest.raises(UsageError, match=r"held_out: expected at most 14, .*received 15"):
+        load(folder, held_out=15).train()
+
+
 def test_normalization_of_each_data_set():
     imagenet = (tuple(MEAN), tuple(STD))
     for name, expected in (
