@@ -124,16 +124,24 @@ class Config:
     )
     study: str = _task(
         "",
-        "The paper's experiment that --mode=study repeats.",
-        choices=("", "optimizers", "weight_decay", "order", "learning_rate"),
+        "The experiment of --mode=study: one of the paper's, or the recipes.",
+        choices=(
+            "",
+            "optimizers",
+            "weight_decay",
+            "order",
+            "learning_rate",
+            "recipes",
+            "recipe_rates",
+        ),
     )
     sweep: str = _task(
         "",
         "Directory of a finished learning_rate study; another study takes each optimizer's best "
-        "rate from it.",
+        "rate from it (recipes: of a recipe_rates study, each recipe's).",
     )
     seeds: int = _task(
-        3, "Seeds of a study: --seed and those after it.", lower=1, defines_run=False
+        5, "Seeds of a study: --seed and those after it.", lower=1, defines_run=False
     )
     jobs: int = _task(1, "Runs of a study at the same time.", lower=1, defines_run=False)
     debug: bool = _task(False, "Show tracebacks.", defines_run=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -9,21 +10,30 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.files import read_rows
 from larq_adambnn.runs.config import Config
 
-__all__ = ["CLAIMS", "OPTIMIZERS", "Claim", "Row", "rows"]
+__all__ = ["CLAIMS", "OPTIMIZERS", "PARTS", "SWEEPS", "Claim", "Row", "rows"]
 
 _TWO_STEPS = {"order": "activations_first", "weight_decay": (5e-6, 0.0)}
-OPTIMIZERS = {  # and the learning rates that are tried of each
+OPTIMIZERS = {  # and the learning rates that are tried of each; AdamW without decay is Adam
     "adam": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     "sgd": (1.5e-2, 5e-2, 1.5e-1, 3e-1, 5e-1),
     "rmsprop": (3e-3, 1e-2, 3e-2, 1e-1),
     "amsgrad": (1e-2, 3e-2, 1e-1),
-    "adamw": (1e-2, 3e-2, 1e-1),
 }
+# The parts of a recipe: each is added alone to the paper's, and those of BEST together
+PARTS = {
+    "one step": {"order": "one_step"},
+    "warm-up and cosine": {"schedule": "cosine", "warmup": 0.1},
+    "wider gradient": {"activation_clip": 2.0},
+    "half from labels": {"loss": "weighted_sum", "label_weight": 0.5},
+}
+_RECIPE_RATES = (1e-2, 3e-2)
+# The study by which the rates of another are chosen, on the images that are held out
+SWEEPS = {"optimizers": "learning_rate", "recipes": "recipe_rates"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Something that the paper says: a column is higher in one row than in another."""
+    """Something that is said: a column is higher in one row than in another."""
 
     text: str
     column: str
@@ -61,7 +71,12 @@ CLAIMS = {
         ),
         Claim("activations first is above one step", "top1", "activations first", "one step"),
     ),
+    "recipes": tuple(
+        Claim(f"{name} is above the paper's recipe", "top1", name, "paper")
+        for name in (*PARTS, "all of these")
+    ),
     "learning_rate": (),
+    "recipe_rates": (),
 }
 
 
@@ -71,16 +86,18 @@ class Row:
 
     Attributes:
         name: what the line is called; without blanks it names the directory.
+        arm: what has a learning rate of its own: an optimizer or a recipe.
         changes: settings other than the study's.
         paper: the paper's ImageNet figures by column.
     """
 
     name: str
+    arm: str
     changes: dict
     paper: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def config(self, study: Config, seed: int, teacher: str) -> Config:
-        """The run of the line with a seed and a teacher."""
+        """The run of the line with a seed and a teacher, which sees no test image."""
         name = self.name.replace(" ", "_").replace(",", "")
         return study.replace(
             mode="train",
@@ -89,95 +106,165 @@ class Row:
             seed=seed,
             teacher=teacher,
             export=False,
+            split="held_out",
             output_dir=str(pathlib.Path(study.output_dir, "runs", name, f"seed{seed}")),
             **self.changes,
         )
 
 
 def rows(config: Config) -> list[Row]:
-    """The matrix of the study that a config names."""
-    # A step has the given epochs; a training in one step gets as many as both together.
-    one_step = {"order": "one_step", "weight_decay": (0.0, 0.0), "epochs": 2 * config.epochs}
-    if config.study == "learning_rate":
-        sweep = {"order": "one_step", "weight_decay": (0.0, 0.0)}
-        return [
-            Row(f"{name} {rate:g}", {**sweep, "optimizer": name, "learning_rate": rate})
-            for name, rates in OPTIMIZERS.items()
-            for rate in rates
-        ]
-    rates = _best_rates(config)
-    if config.study == "optimizers":
-        paper = {
-            "adam one step": {
-                "top1": 61.49,
-                "saturation_first": 35.5,
-                "saturation_last": 23.8,
-                "sdam_first": 5.6e-3,
-            },
-            "sgd one step": {
-                "top1": 58.98,
-                "saturation_first": 42.5,
-                "saturation_last": 38.6,
-                "sdam_first": 6.2e-3,
-            },
-            "adam two steps": {"top1": 63.23},
-            "sgd two steps": {"top1": 61.25},
-        }
-        return [
-            Row(
-                f"{name} {steps}",
-                {**changes, "optimizer": name, "learning_rate": rates[name]},
-                paper.get(f"{name} {steps}", {}),
-            )
-            for steps, changes in (("one step", one_step), ("two steps", _TWO_STEPS))
-            for name in OPTIMIZERS
-        ]
-    adam = {"optimizer": "adam", "learning_rate": rates["adam"]}
-    if config.study == "weight_decay":
-        decays = (  # Table 1
-            (one_step, (1e-5,), 2.33e-3, 0.481, 61.73),
-            (one_step, (5e-6,), 1.62e-3, 0.496, 61.89),
-            (one_step, (0.0,), 2.86e-4, 0.524, 61.49),
-            (one_step, (-1e-4,), 1.07e-7, 0.974, 26.21),
-            (_TWO_STEPS, (1e-5, 0.0), 4.89e-4, 0.632, 62.63),
-            (_TWO_STEPS, (5e-6, 0.0), 4.50e-4, 0.664, 63.23),
-        )
-        return [
-            Row(
-                f"{'one step' if len(decay) == 1 else 'two steps'} "
-                f"{', '.join(f'{value:g}' for value in decay)}",
-                {**adam, **changes, "weight_decay": (decay * 2)[:2]},
-                {"ff_ratio": ff, "c2i_step_ratio": c2i, "top1": top1},
-            )
-            for changes, decay, ff, c2i, top1 in decays
-        ]
+    """The matrix of the study that a config names.
+
+    Raises:
+        UsageError: `--sweep` is no study by which its rates can be chosen.
+    """
+    return {
+        "learning_rate": _learning_rate,
+        "optimizers": _optimizers,
+        "weight_decay": _weight_decay,
+        "order": _order,
+        "recipe_rates": _recipe_rates,
+        "recipes": _recipes,
+    }[config.study](config)
+
+
+def _one_step(config: Config) -> dict:
+    """A step has the given epochs; a training in one step gets as many as both together."""
+    return {"order": "one_step", "weight_decay": (0.0, 0.0), "epochs": 2 * config.epochs}
+
+
+def _learning_rate(config: Config) -> list[Row]:
+    sweep = {"order": "one_step", "weight_decay": (0.0, 0.0)}
     return [
-        Row("activations first", {**adam, **_TWO_STEPS}, {"top1": 63.23}),
-        Row("weights first", {**adam, **_TWO_STEPS, "order": "weights_first"}, {"top1": 60.30}),
-        Row("one step", {**adam, **one_step}, {"top1": 61.49}),
+        Row(f"{name} {rate:g}", name, {**sweep, "optimizer": name, "learning_rate": rate})
+        for name, rates in OPTIMIZERS.items()
+        for rate in rates
     ]
 
 
-def _best_rates(config: Config) -> dict[str, float]:
-    """Each optimizer's learning rate: the best of the sweep, or --learning_rate for Adam."""
+def _optimizers(config: Config) -> list[Row]:
+    rates = _best_rates(config, OPTIMIZERS)
+    paper = {
+        "adam one step": {
+            "top1": 61.49,
+            "saturation_first": 35.5,
+            "saturation_last": 23.8,
+            "sdam_first": 5.6e-3,
+        },
+        "sgd one step": {
+            "top1": 58.98,
+            "saturation_first": 42.5,
+            "saturation_last": 38.6,
+            "sdam_first": 6.2e-3,
+        },
+        "adam two steps": {"top1": 63.23},
+        "sgd two steps": {"top1": 61.25},
+    }
+    return [
+        Row(
+            f"{name} {steps}",
+            name,
+            {**changes, "optimizer": name, "learning_rate": rates[name.replace("adamw", "adam")]},
+            paper.get(f"{name} {steps}", {}),
+        )
+        for steps, changes, others in (
+            ("one step", _one_step(config), ()),
+            ("two steps", _TWO_STEPS, ("adamw",)),
+        )
+        for name in (*OPTIMIZERS, *others)
+    ]
+
+
+def _weight_decay(config: Config) -> list[Row]:
+    adam, one_step = _adam(config), _one_step(config)
+    decays = (  # Table 1
+        (one_step, (1e-5,), 2.33e-3, 0.481, 61.73),
+        (one_step, (5e-6,), 1.62e-3, 0.496, 61.89),
+        (one_step, (0.0,), 2.86e-4, 0.524, 61.49),
+        (one_step, (-1e-4,), 1.07e-7, 0.974, 26.21),
+        (_TWO_STEPS, (1e-5, 0.0), 4.89e-4, 0.632, 62.63),
+        (_TWO_STEPS, (5e-6, 0.0), 4.50e-4, 0.664, 63.23),
+    )
+    return [
+        Row(
+            f"{'one step' if len(decay) == 1 else 'two steps'} "
+            f"{', '.join(f'{value:g}' for value in decay)}",
+            "adam",
+            {**adam, **changes, "weight_decay": (decay * 2)[:2]},
+            {"ff_ratio": ff, "c2i_step_ratio": c2i, "top1": top1},
+        )
+        for changes, decay, ff, c2i, top1 in decays
+    ]
+
+
+def _order(config: Config) -> list[Row]:
+    adam = _adam(config)
+    weights_first = {**adam, **_TWO_STEPS, "order": "weights_first"}
+    return [
+        Row("activations first", "adam", {**adam, **_TWO_STEPS}, {"top1": 63.23}),
+        Row("weights first", "adam", weights_first, {"top1": 60.30}),
+        Row("one step", "adam", {**adam, **_one_step(config)}, {"top1": 61.49}),
+    ]
+
+
+def _recipe_table(config: Config) -> dict[str, dict]:
+    """The recipes by name: the paper's, each part added to it, and all parts together."""
+    found = {"paper": {}, **PARTS}
+    found["all of these"] = {name: value for part in PARTS.values() for name, value in part.items()}
+    return {
+        name: {
+            **_TWO_STEPS,
+            **changes,
+            "epochs": config.epochs * (2 if changes.get("order") == "one_step" else 1),
+        }
+        for name, changes in found.items()
+    }
+
+
+def _recipe_rates(config: Config) -> list[Row]:
+    return [
+        Row(f"{name} {rate:g}", name, {**changes, "learning_rate": rate})
+        for name, changes in _recipe_table(config).items()
+        for rate in _RECIPE_RATES
+    ]
+
+
+def _recipes(config: Config) -> list[Row]:
+    recipes = _recipe_table(config)
+    rates = _best_rates(config, recipes)
+    return [
+        Row(name, name, {**changes, "learning_rate": rates[name]})
+        for name, changes in recipes.items()
+    ]
+
+
+def _adam(config: Config) -> dict:
+    """Adam at its rate: the best of the sweep, or --learning_rate."""
+    rate = _best_rates(config, ["adam"])["adam"] if config.sweep else config.learning_rate
+    return {"optimizer": "adam", "learning_rate": rate}
+
+
+def _best_rates(config: Config, arms: Iterable[str]) -> dict[str, float]:
+    """Each arm's learning rate that is best on the images held out, in the study of --sweep."""
+    sweep = SWEEPS.get(config.study, "learning_rate")
     if not config.sweep:
-        if config.study == "optimizers":
-            raise UsageError(
-                "--sweep: expected the directory of a learning_rate study, since each optimizer "
-                "needs its own rate; received nothing"
-            )
-        return {"adam": config.learning_rate}
+        raise UsageError(
+            f"--sweep: expected the directory of a {sweep} study, since each row "
+            "needs its own rate; received nothing"
+        )
     found: dict[str, dict[float, list[float]]] = {}
-    for row in read_rows(pathlib.Path(config.sweep) / "study.csv"):
-        rates = found.setdefault(row["optimizer"], {})
+    path = pathlib.Path(config.sweep) / "study.csv"
+    for row in read_rows(path, required=("arm", "learning_rate")):
+        rates = found.setdefault(row["arm"], {})
         # A rate that diverges with one seed is not a good one, whatever the others give.
-        rates.setdefault(float(row["learning_rate"]), []).append(float(row["top1"] or "-inf"))
+        accuracy = float(row.get("validation") or "-inf")
+        rates.setdefault(float(row["learning_rate"]), []).append(accuracy)
     best = {}
-    for name in OPTIMIZERS:
+    for name in arms:
         means = {rate: np.mean(values) for rate, values in found.get(name, {}).items()}
         if max(means.values(), default=-np.inf) == -np.inf:
             raise UsageError(
-                f"--sweep: expected a learning_rate study of {', '.join(OPTIMIZERS)}; "
+                f"--sweep: expected a {sweep} study of {', '.join(arms)}; "
                 f"{config.sweep} lacks {name}"
             )
         best[name] = max(means, key=means.get)

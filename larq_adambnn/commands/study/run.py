@@ -172,4 +172,4 @@ def _result(config: Config) -> str:
     rows = Run(config.output_dir).read_metrics()
     if not _finished(config):
         return "diverged"
-    return f"test accuracy {100 * rows[-1]['val_accuracy']:.2f} %"
+    return f"validation accuracy {100 * rows[-1]['val_accuracy']:.2f} %"

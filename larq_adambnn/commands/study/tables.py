@@ -4,18 +4,20 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.stats
 
+from larq_adambnn import inference
 from larq_adambnn.analysis import figures, style
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
-from larq_adambnn.commands.study.matrices import CLAIMS, Row
-from larq_adambnn.files import replace_file, write_rows
+from larq_adambnn.commands.study.matrices import CLAIMS, SWEEPS, Row
+from larq_adambnn.files import read_rows, replace_file, write_rows
 from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
 from larq_adambnn.runs.recording import read_layers, snapshots
 from larq_adambnn.runs.students import load_student
 
-__all__ = ["write"]
+__all__ = ["differences", "read", "table", "write"]
 
 # Columns of the table of each study
 _COLUMNS = {
@@ -29,11 +31,15 @@ _COLUMNS = {
     ),
     "weight_decay": ("ff_ratio", "c2i_step_ratio", "c2i_ratio", "top1"),
     "order": ("top1", "ff_ratio", "c2i_step_ratio"),
-    "learning_rate": ("top1",),
+    "recipes": ("top1", "validation", "validation_best", "minutes"),
+    "learning_rate": ("validation", "validation_best"),
+    "recipe_rates": ("validation", "validation_best"),
 }
 # Heading and format of a column
 _FORMATS = {
-    "top1": ("top-1 (%)", "{:.2f}"),
+    "top1": ("test top-1 (%)", "{:.2f}"),
+    "validation": ("validation top-1 (%)", "{:.2f}"),
+    "validation_best": ("validation, best epoch (%)", "{:.2f}"),
     "ff_ratio": ("FF ratio", "{:.2e}"),
     "c2i_step_ratio": ("C2I ratio, step", "{:.3f}"),
     "c2i_ratio": ("C2I ratio, run", "{:.3f}"),
@@ -42,9 +48,12 @@ _FORMATS = {
     "sdam_first": ("SDAM, first epoch", "{:.2e}"),
     "dead_weights": ("dead weights (%)", "{:.2f}"),
     "peaks": ("peaks of the weights", "{:.1f}"),
+    "minutes": ("minutes", "{:.1f}"),
 }
+_CONFIDENCE = 0.95  # of the interval of a difference
 _CSV = (
     "row",
+    "arm",
     "optimizer",
     "order",
     "learning_rate",
@@ -53,7 +62,6 @@ _CSV = (
     "seed",
     "status",
     *_FORMATS,
-    "seconds",
     "directory",
 )
 _NOTES = {
@@ -69,7 +77,9 @@ _NOTES = {
         "The paper gives 2.93 points between activations first and weights first; its figure for "
         "weights first is the other one less these."
     ),
+    "recipes": "Every recipe has as many epochs in all, the same teacher and operators.",
     "learning_rate": "The paper's best rates are 1e-3 for Adam and 5e-2 for SGD.",
+    "recipe_rates": "Every recipe has as many epochs in all, the same teacher and operators.",
 }
 
 
@@ -78,8 +88,7 @@ def write(config: Config, rows: Sequence[Row], runs: Mapping[str, Sequence[Confi
     directory = pathlib.Path(config.output_dir)
     dataset = datasets.load(next(iter(runs.values()))[0])
     measured = {
-        name: [_measure(run, name, directory, dataset) for run in of_row]
-        for name, of_row in runs.items()
+        row.name: [_measure(config, row, run, dataset) for run in runs[row.name]] for row in rows
     }
     with replace_file(directory / "study.csv") as path:
         write_rows(path, _CSV, [cell for cells in measured.values() for cell in cells])
@@ -88,16 +97,16 @@ def write(config: Config, rows: Sequence[Row], runs: Mapping[str, Sequence[Confi
         with replace_file(directory / "plots" / f"{name}.png") as path:
             style.save(figure, path)
         plots += ["", f"![{title}](plots/{name}.png)", "", title]
-    table = _table(config, rows, measured)
+    results = table(config.study, rows, measured)
     lines = [
         f"# Study: {config.study}",
         "",
-        *table,
+        *results,
         "",
         f"Mean and standard deviation over the seeds {', '.join(map(str, _seeds(config)))} on "
-        f"{config.dataset}; the paper's figures are ResNet-18's on ImageNet. "
+        f"{config.dataset}; the paper's figures are ResNet-18's on ImageNet. {_protocol(config)} "
         f"{_note(config, measured)}",
-        *_claims(config, rows, measured),
+        *differences(config.study, rows, measured),
         *plots,
         "",
         "## Settings",
@@ -110,18 +119,30 @@ def write(config: Config, rows: Sequence[Row], runs: Mapping[str, Sequence[Confi
     with replace_file(directory / "study.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
     print()
-    print("\n".join(table))
+    print("\n".join(results))
     print(f"\n{directory / 'study.md'}")
+
+
+def _is_sweep(study: str) -> bool:
+    return study in SWEEPS.values()
+
+
+def _protocol(config: Config) -> str:
+    """What the accuracies are of."""
+    text = f"Validation is on {config.held_out:,} training images that were held out."
+    if _is_sweep(config.study):
+        return f"{text} The test images were not looked at."
+    return f"{text} The test images were looked at once, at the end of the last epoch."
 
 
 def _note(config: Config, measured: Mapping[str, list[dict]]) -> str:
     """What the table does not say."""
-    if config.study != "learning_rate":
+    if not _is_sweep(config.study):
         return _NOTES[config.study]
     means: dict[str, dict[float, float]] = {}
     for cells in measured.values():
-        accuracies = [cell.get("top1", -np.inf) for cell in cells]  # a rate diverges or not
-        means.setdefault(cells[0]["optimizer"], {})[cells[0]["learning_rate"]] = np.mean(accuracies)
+        accuracies = [cell.get("validation", -np.inf) for cell in cells]  # a rate diverges or not
+        means.setdefault(cells[0]["arm"], {})[cells[0]["learning_rate"]] = np.mean(accuracies)
     best = []
     for name, rates in means.items():
         rate = max(rates, key=rates.get)
@@ -134,31 +155,38 @@ def _seeds(config: Config) -> range:
     return range(config.seed, config.seed + config.seeds)
 
 
-def _measure(config: Config, row: str, study: pathlib.Path, dataset) -> dict:
+def _measure(study: Config, row: Row, config: Config, dataset) -> dict:
     """A run's line of study.csv."""
     run = Run(config.output_dir)
     metrics = run.read_metrics()
     line = {
-        "row": row,
+        "row": row.name,
+        "arm": row.arm,
         "optimizer": config.optimizer,
         "order": config.order,
         "learning_rate": config.learning_rate,
         "weight_decay": ",".join(f"{value:g}" for value in config.weight_decay),
         "epochs": config.epochs * len(config.steps),
         "seed": config.seed,
-        "seconds": round(sum(epoch["seconds"] for epoch in metrics), 1),
-        "directory": run.directory.relative_to(study),
+        "minutes": round(sum(epoch["seconds"] for epoch in metrics) / 60, 2),
+        "directory": run.directory.relative_to(study.output_dir),
     }
     if run.last_step() < len(config.steps):
         return {**line, "status": "diverged"}
     last_step = [epoch for epoch in metrics if epoch["step"] == len(config.steps)]
+    line |= {
+        "status": "finished",
+        "validation": 100 * last_step[-1]["val_accuracy"],
+        "validation_best": 100 * max(epoch["val_accuracy"] for epoch in last_step),
+    }
+    if _is_sweep(study.study):
+        return line
     layer = _first_layer(run, len(config.steps))
-    kernels = binary_kernels(load_student(run, config, dataset)).values()
-    weights = np.concatenate([kernel.numpy().ravel() for kernel in kernels])
+    student = load_student(run, config, dataset)
+    weights = np.concatenate([k.numpy().ravel() for k in binary_kernels(student).values()])
     return {
         **line,
-        "status": "finished",
-        "top1": 100 * metrics[-1]["val_accuracy"],
+        "top1": 100 * inference.evaluate(student, dataset, "test").top1,
         "ff_ratio": np.mean([epoch["ff_ratio"] for epoch in last_step]),
         "c2i_step_ratio": metrics[-1]["c2i_step_ratio"],
         "c2i_ratio": metrics[-1]["c2i_ratio"],
@@ -170,6 +198,16 @@ def _measure(config: Config, row: str, study: pathlib.Path, dataset) -> dict:
     }
 
 
+def read(path: pathlib.Path) -> dict[str, list[dict]]:
+    """The lines of a study.csv by row, with what they measured as numbers."""
+    measured: dict[str, list[dict]] = {}
+    for line in read_rows(path, required=("row", "status"), known=_CSV):
+        numbers = {name: float(line[name]) for name in _FORMATS if line[name]}
+        numbers["learning_rate"] = float(line["learning_rate"])
+        measured.setdefault(line["row"], []).append({**line, **numbers})
+    return measured
+
+
 def _first_layer(run: Run, step: int) -> dict[str, list[float]]:
     """The first binary layer's columns of measurements.csv in a step."""
     rows = read_layers(run)
@@ -177,8 +215,15 @@ def _first_layer(run: Run, step: int) -> dict[str, list[float]]:
     return {name: [float(row[name]) for row in rows] for name in ("saturation", "sdam")}
 
 
-def _table(config: Config, rows: Sequence[Row], measured: Mapping[str, list[dict]]) -> list[str]:
-    columns = _COLUMNS[config.study]
+def table(study: str, rows: Sequence[Row], measured: Mapping[str, list[dict]]) -> list[str]:
+    """The lines of a study's table in Markdown.
+
+    Args:
+        study: its name.
+        rows: its rows (see `matrices.rows`).
+        measured: by row, a dictionary a seed (see `read`).
+    """
+    columns = _COLUMNS[study]
     paper = [name for name in columns if any(name in row.paper for row in rows)]
     headings = ["run", "learning rate", *(_FORMATS[name][0] for name in columns)]
     headings += [f"paper: {_FORMATS[name][0]}" for name in paper]
@@ -195,15 +240,19 @@ def _table(config: Config, rows: Sequence[Row], measured: Mapping[str, list[dict
     return lines
 
 
-def _claims(config: Config, rows: Sequence[Row], measured: Mapping[str, list[dict]]) -> list[str]:
-    """A table of what the paper says, with the differences between runs of the same seed."""
+def differences(study: str, rows: Sequence[Row], measured: Mapping[str, list[dict]]) -> list[str]:
+    """A table of a study's claims, with the differences between runs of the same seed.
+
+    Args:
+        study, rows, measured: as for `table`.
+    """
     paper = {row.name: row.paper for row in rows}
     lines = []
-    for claim in CLAIMS[config.study]:
+    for claim in CLAIMS[study]:
         column = claim.column
         pairs = zip(measured[claim.higher], measured[claim.lower], strict=True)
         found = [a[column] - b[column] for a, b in pairs if column in a and column in b]
-        cells = [claim.text, _FORMATS[column][0], _spread(found, column)]
+        cells = [claim.text, _FORMATS[column][0], _interval(found, column)]
         cells += [f"{sum(value > 0 for value in found)} of {len(found)}"]
         theirs = [paper[name].get(column) for name in (claim.higher, claim.lower)]
         cells += ["" if None in theirs else _FORMATS[column][1].format(theirs[0] - theirs[1])]
@@ -212,12 +261,25 @@ def _claims(config: Config, rows: Sequence[Row], measured: Mapping[str, list[dic
         return []
     return [
         "",
-        "| the paper says | of | difference | with so many seeds | paper: difference |",
+        "| claim | of | difference | with so many seeds | paper: difference |",
         "|---|---|---:|---:|---:|",
         *lines,
         "",
-        "A difference is of runs with the same seed: mean and standard deviation over the seeds.",
+        "A difference is of runs with the same seed: mean and "
+        f"{100 * _CONFIDENCE:.0f} % confidence interval of the mean (Student's t).",
     ]
+
+
+def _interval(values: Sequence[float], column: str) -> str:
+    """Mean and half of its confidence interval."""
+    if not values:
+        return ""
+    text = _FORMATS[column][1].format(np.mean(values))
+    if len(values) > 1:
+        quantile = scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
+        half = quantile * np.std(values, ddof=1) / len(values) ** 0.5
+        text += f" ± {_FORMATS[column][1].format(half)}"
+    return text
 
 
 def _spread(values: list[float], column: str) -> str:
@@ -240,15 +302,15 @@ def _plots(config: Config, runs, measured, dataset):
         for name, of_row in runs.items()
     }
     finished = {name: of_row for name, of_row in finished.items() if of_row}
-    if config.study == "learning_rate":
+    if _is_sweep(config.study):
         found: dict[str, dict[float, list[float]]] = {}
         for cells in measured.values():
             for cell in cells:
-                if "top1" in cell:
-                    rates = found.setdefault(cell["optimizer"], {})
-                    rates.setdefault(cell["learning_rate"], []).append(cell["top1"])
-        _, figure = figures.learning_rates(found)
-        yield "learning_rate", "Test accuracy against the learning rate.", figure
+                if "validation" in cell:
+                    rates = found.setdefault(cell["arm"], {})
+                    rates.setdefault(cell["learning_rate"], []).append(cell["validation"])
+        _, figure = figures.learning_rates(found, label="validation accuracy (%)")
+        yield "learning_rate", "Validation accuracy against the learning rate.", figure
         return
 
     def curves(column, label, factor=1.0, select=lambda name: name):
@@ -267,14 +329,14 @@ def _plots(config: Config, runs, measured, dataset):
         _, figure = figures.curves(series, label=label, boundaries=boundaries)
         return figure
 
-    accuracy = ("val_accuracy", "test accuracy (%)", 100.0)
+    accuracy = ("val_accuracy", "validation accuracy (%)", 100.0)
     if config.study == "optimizers":
         for steps in ("one step", "two steps"):
 
             def optimizer(name, steps=steps):
                 return name.removesuffix(steps).strip() if name.endswith(steps) else ""
 
-            title = f"Test accuracy by epoch, in {steps}"
+            title = f"Validation accuracy by epoch, in {steps}"
             yield (
                 f"accuracy_{steps.replace(' ', '_')}",
                 f"{title}: means with bands of one standard deviation.",
@@ -284,7 +346,7 @@ def _plots(config: Config, runs, measured, dataset):
     else:
         yield (
             "accuracy",
-            "Test accuracy by epoch: means with bands of one standard deviation.",
+            "Validation accuracy by epoch: means with bands of one standard deviation.",
             curves(*accuracy),
         )
         yield "ff_ratio", "Flip-flop ratio by epoch.", curves("ff_ratio", "flip-flop ratio")

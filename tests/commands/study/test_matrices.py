@@ -10,7 +10,9 @@ from larq_adambnn.runs.config import parse
 
 
 def names(study_name, **changes):
-    base = parse(["--mode=study", f"--study={study_name}", "--output_dir=x", "--epochs=4"])
+    base = parse(
+        ["--mode=study", f"--study={study_name}", "--output_dir=x", "--epochs=4", "--held_out=9"]
+    )
     return matrices.rows(dataclasses.replace(base, **changes))
 
 
@@ -30,39 +32,73 @@ def test_the_matrix_of_weight_decays_is_table_1():
 
 
 def test_one_step_and_two_steps_have_the_same_number_of_epochs():
-    base = parse(["--mode=study", "--study=order", "--output_dir=x", "--epochs=4"])
-    for row in matrices.rows(base):
-        cell = row.config(base, 7, "self")
-        assert cell.epochs * len(cell.steps) == 8
-        assert cell.seed == 7 and cell.mode == "train" and not cell.export
+    flags = ["--mode=study", "--output_dir=x", "--epochs=4", "--held_out=9"]
+    for name in ("order", "recipe_rates"):
+        base = parse([*flags, f"--study={name}"])
+        for row in matrices.rows(base):
+            cell = row.config(base, 7, "self")
+            assert cell.epochs * len(cell.steps) == 8
+            assert cell.seed == 7 and cell.mode == "train" and not cell.export
+            assert (cell.split, cell.held_out) == ("held_out", 9)
     orders = [row.changes["order"] for row in names("order")]
     assert orders == ["activations_first", "weights_first", "one_step"]
 
 
-def test_optimizers_need_a_sweep_and_take_their_best_rates(tmp_path):
+def write_sweep(folder, arms):
+    """A sweep in which the second rate of each arm is the best on validation."""
+    lines = ["arm,learning_rate,validation"]
+    for arm, rates in arms.items():
+        for index, rate in enumerate(rates):
+            lines += [f"{arm},{rate},{80 - abs(index - 1)}"] * 2
+        # one seed is not enough
+        lines += [f"{arm},0.5,", f"{arm},0.5,99", f"{arm},0.25,99", f"{arm},0.25,1"]
+    (folder / "study.csv").write_text("\n".join(lines))
+
+
+def test_a_study_takes_the_best_rates_of_its_sweep(tmp_path):
     with pytest.raises(UsageError, match="--sweep: expected the directory of a learning_rate"):
         names("optimizers")
-    lines = ["optimizer,learning_rate,top1"]
-    for optimizer, rates in matrices.OPTIMIZERS.items():
-        for index, rate in enumerate(rates):
-            lines += [f"{optimizer},{rate},{80 - abs(index - 1)}"] * 2
-    lines += ["adam,0.5,", "adam,0.5,99", "adam,0.25,99", "adam,0.25,1"]  # one seed is not enough
-    (tmp_path / "study.csv").write_text("\n".join(lines))
+    write_sweep(tmp_path, matrices.OPTIMIZERS)
     found = names("optimizers", sweep=str(tmp_path))
-    assert len(found) == 10
+    assert len(found) == 9
     for row in found:
-        best = matrices.OPTIMIZERS[row.changes["optimizer"]][1]
+        best = matrices.OPTIMIZERS[row.changes["optimizer"].replace("adamw", "adam")][1]
         assert row.changes["learning_rate"] == best
     (row,) = (row for row in names("weight_decay", sweep=str(tmp_path))[:1])
     assert row.changes["learning_rate"] == matrices.OPTIMIZERS["adam"][1]
-    (tmp_path / "study.csv").write_text("optimizer,learning_rate,top1\nadam,1,80")
+    with pytest.raises(UsageError, match=r"expected a recipe_rates study of paper,.*lacks paper"):
+        names("recipes", sweep=str(tmp_path))
+    write_sweep(tmp_path, {"adam": (1, 2)})
     with pytest.raises(UsageError, match="lacks sgd"):
         names("optimizers", sweep=str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["optimizers", "weight_decay", "order"])
+def test_adamw_is_only_where_its_decay_differs_from_adams(tmp_path):
+    write_sweep(tmp_path, matrices.OPTIMIZERS)
+    found = names("optimizers", sweep=str(tmp_path))
+    decays = [row.changes["weight_decay"] for row in found if row.arm == "adamw"]
+    assert decays == [(5e-6, 0.0)]
+
+
+def test_every_recipe_is_the_papers_with_one_part_or_with_all(tmp_path):
+    swept = names("recipe_rates")
+    arms = list(dict.fromkeys(row.arm for row in swept))
+    assert arms == ["paper", *matrices.PARTS, "all of these"]
+    write_sweep(tmp_path, dict.fromkeys(arms, (1e-2, 3e-2)))
+    found = {row.name: row.changes for row in names("recipes", sweep=str(tmp_path))}
+    assert list(found) == arms
+    assert {changes.pop("learning_rate") for changes in found.values()} == {3e-2}
+    paper = found["paper"]
+    for part, own in matrices.PARTS.items():
+        expected = {**paper, **own, "epochs": 8 if "order" in own else 4}
+        assert found[part] == expected
+        assert own.items() <= found["all of these"].items()
+
+
+@pytest.mark.parametrize("name", ["optimizers", "weight_decay", "order", "recipes"])
 def test_claims_are_of_rows_that_there_are(name, tmp_path):
-    lines = [f"{optimizer},1e-3,80" for optimizer in matrices.OPTIMIZERS]
-    (tmp_path / "study.csv").write_text("\n".join(["optimizer,learning_rate,top1", *lines]))
+    arms = (*matrices.OPTIMIZERS, *(row.arm for row in names("recipe_rates")))
+    write_sweep(tmp_path, dict.fromkeys(arms, (1e-3, 1e-2)))
     found = {row.name for row in names(name, sweep=str(tmp_path))}
-    assert {row for claim in matrices.CLAIMS[name] for row in (claim.higher, claim.lower)} <= found
+    claims = matrices.CLAIMS[name]
+    assert claims and {row for claim in claims for row in (claim.higher, claim.lower)} <= found

@@ -24,7 +24,8 @@ def small_network(monkeypatch):
 
 
 def config(output_dir, data_dir, *flags):
-    return parse(small.flags_of(output_dir, data_dir, "--loss=cross_entropy", *flags))
+    flags = ("--loss=cross_entropy", "--held_out=128", *flags)
+    return parse(small.flags_of(output_dir, data_dir, *flags))
 
 
 @dataclasses.dataclass
@@ -76,7 +77,9 @@ def copied(two_step_run, one_step_run, monkeypatch):
     return made
 
 
-def test_a_study_from_the_sweep_to_the_table(copied, monkeypatch, data_dir, tmp_path, capsys):
+def test_a_study_from_the_sweep_to_the_table(
+    copied, one_step_run, two_step_run, monkeypatch, data_dir, tmp_path, capsys
+):
     rates = {"adam": (1e-3, 1e-2), "sgd": (1e-2, 1e30)}
     monkeypatch.setattr(matrices, "OPTIMIZERS", rates)
     flags = ("--mode=study", "--seeds=2", "--seed=5", "--loss=distribution", "--teacher=self")
@@ -96,9 +99,10 @@ def test_a_study_from_the_sweep_to_the_table(copied, monkeypatch, data_dir, tmp_
     assert copied[1:5] == [
         f"{n}/seed5" for n in ("adam_0.001", "adam_0.01", "sgd_0.01", "sgd_1e+30")
     ]
-    assert [float(row["top1"]) for row in found[:2]] == [
+    assert [float(row["validation"]) for row in found[:2]] == [
         pytest.approx(100 * (0.037 + 0.011 * seed)) for seed in (5, 6)
     ]
+    assert {row["top1"] for row in found} == {""}  # the test images are not looked at
     report = (sweep / "study.md").read_text()
     assert "| sgd 1e+30 (2 of 2 diverged) | 1e+30 |  |" in report
     assert "(plots/learning_rate.png)" in report
@@ -124,12 +128,16 @@ def test_a_study_from_the_sweep_to_the_table(copied, monkeypatch, data_dir, tmp_
         )
     )
     found = read_rows(optimizers / "study.csv")
-    assert len(found) == 8
+    assert len(found) == 10
+    test = {}
     for row in found:
         run = Run(optimizers / row["directory"])
         best = 0.01
         assert float(row["learning_rate"]) == best
-        assert float(row["top1"]) == pytest.approx(100 * (37 * best + 0.011 * int(row["seed"])))
+        validation = 100 * (37 * best + 0.011 * int(row["seed"]))
+        assert float(row["validation"]) == pytest.approx(validation)
+        steps = max(int(epoch["step"]) for epoch in run.read_metrics())
+        test.setdefault(steps, set()).add(float(row["top1"]))
         saturation = [
             100 * float(r["saturation"])
             for r in read_rows(run.measurements)
@@ -139,6 +147,10 @@ def test_a_study_from_the_sweep_to_the_table(copied, monkeypatch, data_dir, tmp_
         assert float(row["saturation_last"]) == pytest.approx(saturation[-1])
         last = [epoch for epoch in run.read_metrics() if epoch["step"] == run.last_step()]
         assert float(row["ff_ratio"]) == pytest.approx(np.mean([e["ff_ratio"] for e in last]))
+    for steps, template in ((1, one_step_run), (2, two_step_run)):  # whose weights were copied
+        (top1,) = test[steps]
+        last = template.read_metrics()[-1]["val_accuracy"]  # of the test images
+        assert top1 == pytest.approx(100 * last)
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| adam one")]
     values = [float(row["top1"]) for row in found if row["row"] == "adam one step"]
     assert f"| {np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} |" in table[0]

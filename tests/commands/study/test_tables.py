@@ -15,7 +15,8 @@ def test_claims_are_differences_of_runs_with_the_same_seed():
         name: [{} if value is None else {"top1": value} for value in values]
         for name, values in top1.items()
     }
-    table = tables._claims(settings, matrices.rows(settings), measured)
+    table = tables.differences("order", matrices.rows(settings), measured)
     weights, one = (line for line in table if line.startswith("| activations first is above"))
-    assert weights.endswith("weights first | top-1 (%) | 0.00 ± 1.41 | 1 of 2 | 2.93 |")
-    assert one.endswith("one step | top-1 (%) | 10.00 ± 1.00 | 3 of 3 | 1.74 |")
+    # Student's t of 97.5 % is 12.706 with 1 degree of freedom and 4.303 with 2
+    assert weights.endswith("weights first | test top-1 (%) | 0.00 ± 12.71 | 1 of 2 | 2.93 |")
+    assert one.endswith("one step | test top-1 (%) | 10.00 ± 2.48 | 3 of 3 | 1.74 |")
