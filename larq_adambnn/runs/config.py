@@ -306,6 +306,12 @@ class Config:
         "", "Weights of a named teacher: a file, or imagenet (downloads them).", defines_run=False
     )
     teacher_epochs: int = _recipe(0, "Epochs of teacher=self; 0 means those of a step.", lower=0)
+    teacher_rate: float = _recipe(
+        0.0,
+        "Learning rate of teacher=self, which falls linearly whatever the student's does; 0 means "
+        "--learning_rate.",
+        lower=0,
+    )
 
     output_dir: str = _run("", "Directory of the run.", defines_run=False)
     seed: int = _run(0, "Seed of weights, order and augmentation.", lower=0, upper=2**31 - 1)

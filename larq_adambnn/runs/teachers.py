@@ -35,7 +35,11 @@ def check(config: Config) -> None:
 
 
 def own_config(config: Config, directory: str) -> Config:
-    """The run of --teacher=self: the real-valued network of a config, trained on the labels."""
+    """The run of --teacher=self: the real-valued network of a config, trained on the labels.
+
+    Its recipe is the plain one, whatever the student's is, so that recipes are compared with the
+    same teacher.
+    """
     return config.replace(
         mode="train",
         study="",
@@ -48,8 +52,16 @@ def own_config(config: Config, directory: str) -> Config:
         mixup=0.0,
         cutmix=0.0,
         epochs=config.teacher_epochs or config.epochs,
+        learning_rate=config.teacher_rate or config.learning_rate,
         weight_decay=(config.weight_decay[0],) * 2,
+        schedule="linear",
+        warmup=0.0,
+        clip_norm=0.0,
+        activation_clip=1.0,
+        weight_clip=1.0,
+        label_weight=0.5,
         label_smoothing=0.0,
+        ema=0.0,
         reload_best=False,
         export=False,
         output_dir=directory,

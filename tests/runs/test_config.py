@@ -7,6 +7,7 @@ import random
 import pytest
 
 from larq_adambnn.errors import UsageError
+from larq_adambnn.runs import teachers
 from larq_adambnn.runs.config import Config, load_run, parse
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.cfg"))
@@ -25,9 +26,10 @@ def test_every_shipped_config_parses(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # flagfiles are found from anywhere
     weights = tmp_path / "resnet34.pth"
     weights.touch()
-    sweep = tmp_path / "runs" / "study_learning_rate" / "study.csv"
-    sweep.parent.mkdir(parents=True)
-    sweep.touch()
+    for name in ("learning_rate", "recipe_rates"):
+        sweep = tmp_path / "runs" / f"study_{name}" / "study.csv"
+        sweep.parent.mkdir(parents=True)
+        sweep.touch()
     flags = ["--output_dir=run", f"--teacher_weights={weights}", f"--data_dir={tmp_path}"]
     config = parse([f"--flagfile={path}", *flags])
     assert isinstance(config, Config)
@@ -53,6 +55,23 @@ def test_imagenet_configs_are_the_papers(tmp_path):
         assert config.steps == ((True, False), (True, True))
         assert (config.loss, config.teacher) == ("distribution", "resnet34")
         assert (config.crop, config.flip, config.lighting) == ("random_resized", True, 0.1)
+
+
+def test_the_two_recipes_differ_in_the_recipe_alone():
+    folder = CONFIGS[0].parent
+    paper, best = (parse([f"--flagfile={folder}/recipe_{name}.cfg"]) for name in ("paper", "best"))
+    settings = [dataclasses.asdict(config) for config in (paper, best)]
+    differing = {name for name, value in settings[0].items() if settings[1][name] != value}
+    assert differing <= {
+        *("output_dir", "order", "epochs", "learning_rate", "schedule", "warmup"),
+        *("activation_clip", "loss", "label_weight"),
+    }
+    assert paper.epochs * len(paper.steps) == best.epochs * len(best.steps)
+    assert teachers.own_config(paper, "teacher") == teachers.own_config(best, "teacher")
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    for name in ("schedule", "warmup", "activation_clip", "weight_clip", "clip_norm", "loss"):
+        assert settings[0][name] == defaults[name]
+    assert paper.steps == ((True, False), (True, True)) and paper.weight_decay == (5e-6, 0.0)
 
 
 def test_lines_of_a_config_parse_to_the_same_config(tmp_path, teacher):
