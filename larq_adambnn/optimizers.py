@@ -16,6 +16,7 @@ __all__ = [
     "build",
     "inner",
     "is_legacy",
+    "iterations",
     "parts",
     "published_decay",
     "reset",
@@ -80,6 +81,11 @@ def reset(optimizer, variables: Sequence[tf.Variable]) -> None:
         pairs = zip(_variables(part), _variables(fresh), strict=True)
         for variable, initial in pairs:
             variable.assign(initial)
+
+
+def iterations(optimizer) -> int:
+    """How many it has done; one of several may have no variables and count nothing."""
+    return max(int(part.iterations.numpy()) for part in parts(optimizer))
 
 
 def settings(optimizer) -> dict:

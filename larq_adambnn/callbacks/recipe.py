@@ -3,12 +3,12 @@
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import layers, optimizers, weights
+from larq_adambnn import batch_norm, layers, optimizers, weights
 from larq_adambnn.arguments import (
     FLAG,
     PATH,
@@ -113,15 +113,11 @@ class TwoStepSwitch(Stateful):
         self._switched = True
         # What resumed the training may know nothing of callbacks.  Within an epoch the count
         # is then that of step 2, which is less than the iterations of one epoch.
-        if self._iterations() >= (self.params.get("steps") or 1):
+        if optimizers.iterations(self.model.optimizer) >= (self.params.get("steps") or 1):
             if self.reload is not None:
                 weights.load(getattr(self.model, "student", self.model), self.reload)
             with self.model.distribute_strategy.scope():
                 optimizers.reset(self.model.optimizer, self.model.trainable_variables)
-
-    def _iterations(self) -> int:
-        """Of the optimizer; one of several may have no variables and count nothing."""
-        return max(int(part.iterations.numpy()) for part in optimizers.parts(self.model.optimizer))
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Whether the switch is done."""
@@ -301,38 +297,58 @@ class LinearDecay(RateSchedule):
 
 
 class AverageWeights(Stateful):
-    """Evaluates with an exponential average of the trainable weights.
+    """Evaluates with an exponential average of the weights, and batch norms that fit it.
 
-    After each iteration ``average = momentum * average + (1 - momentum) * weight``, from the
-    weights at the start of the training on.  Training goes on with the weights
-    themselves; `swapped` lets other code use the average.
+    After iteration t (from 1) the average is the mean of the weights after each iteration so
+    far, of which the one s iterations ago counts ``momentum**s``: the first iteration is not
+    favoured, as in Adam's moments.  It begins anew when the optimizer does, such as at the
+    switch to step 2.  The statistics of the batch norms are averaged too or, with `batches`,
+    computed anew for each evaluation.  Training goes on with the weights themselves; `swapped`
+    lets other code use the average.
 
     Args:
-        momentum: between 0 and 1, such as 0.999.
+        momentum: from 0 on and below 1, such as 0.999; with 0 it is the weights themselves.
+        batches: images (B, H, W, C), or tuples that begin with them, for
+            `reestimate_batch_norm`; they are read again and again, as a tf.data.Dataset can be.
 
     Raises:
         ValueError: the momentum is out of range.
     """
 
-    def __init__(self, momentum: float):
+    def __init__(self, momentum: float, *, batches: Iterable | None = None):
         super().__init__()
-        expect("momentum", momentum, number(above=0, below=1))
+        expect("momentum", momentum, number(0, below=1))
         self.momentum = momentum
+        self.batches = batches
 
     def on_train_begin(self, logs=None):
-        weights = self.model.trainable_variables
-        self._averages = [tf.Variable(weight.value(), trainable=False) for weight in weights]
+        self._weights, self._averages = [], []
+        self._statistics = batch_norm.statistics(self.model)
+        if self.momentum:
+            averaged = [] if self.batches is not None else self._statistics
+            self._weights = [*self.model.trainable_variables, *averaged]
+        self._averages = [tf.Variable(w.read_value(), trainable=False) for w in self._weights]
+        self._count = tf.Variable(0, dtype=tf.int64, trainable=False)  # of iterations in it
 
-        @tf.function
+        @tf.function(autograph=False)
         def update():
-            for average, weight in zip(self._averages, weights, strict=True):
-                average.assign(self.momentum * average + (1 - self.momentum) * weight)
+            count = tf.cast(self._count.assign_add(1), tf.float64)
+            share = (1 - self.momentum) / -tf.math.expm1(count * math.log(self.momentum))
+            for average, weight in zip(self._averages, self._weights, strict=True):
+                average.assign_add(tf.cast(share, average.dtype) * (weight - average))
 
         self._update = update
+        self._form = self._estimate = None
         self._running = False
         super().on_train_begin(logs)
 
+    def reset(self):
+        self._first = True  # the next iteration is the first of its epoch here
+
     def on_train_batch_begin(self, batch, logs=None):
+        if self._first and optimizers.iterations(self.model.optimizer) == 0:
+            self._count.assign(0)
+        self._first = False
         self._running = True
 
     def on_train_batch_end(self, batch, logs=None):
@@ -341,35 +357,41 @@ class AverageWeights(Stateful):
     def settle(self):
         if self._running:
             self._running = False
-            self._update()
+            if self.momentum:
+                self._update()
 
     def on_test_begin(self, logs=None):
-        self._swap()
+        changed = [*self._weights, *(self._statistics if self.batches is not None else ())]
+        self._kept = [(variable, variable.numpy()) for variable in changed]
+        if int(self._count) > 0:
+            for weight, average in zip(self._weights, self._averages, strict=True):
+                weight.assign(average.numpy())
+        if self.batches is not None:
+            form = layers.binarization(self.model)
+            if form != self._form:  # a traced function keeps the form it was traced in
+                self._form, self._estimate = form, batch_norm.estimator(self.model)
+            self._estimate(self.batches)
 
     def on_test_end(self, logs=None):
-        self._swap()
+        for variable, value in self._kept:
+            variable.assign(value)
 
     @contextlib.contextmanager
     def swapped(self):
         """Within it the model has the averaged weights."""
-        self._swap()
+        self.on_test_begin()
         try:
             yield
         finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for average, weight in zip(self._averages, self.model.trainable_variables, strict=True):
-            value = weight.numpy()
-            weight.assign(average)
-            average.assign(value)
+            self.on_test_end()
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The averages."""
+        """The averages, and how many iterations they are of."""
         averages = {str(i): average.numpy() for i, average in enumerate(self._averages)}
-        return {**super().get_state(), **averages}
+        return {**super().get_state(), **averages, "count": self._count.numpy()}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         super().set_state(state)
+        self._count.assign(state["count"])
         for i, average in enumerate(self._averages):
             average.assign(state[str(i)])

@@ -11,7 +11,7 @@ from larq_adambnn.runs.config import Config
 
 __all__ = ["notes"]
 
-_OLD_SHARE = 0.05  # of the averaged weights that may be from before a step
+_OLD_SHARE = 0.05  # of what the last weights of a step count in the average, for its first
 _LEFT_OUT = 1 / 3  # of the training images in each epoch
 _FEW_VALUES = 2  # of two values batch norm keeps which is the larger
 
@@ -59,8 +59,8 @@ def notes(config: Config, dataset: Dataset, replicas: int = 1) -> list[str]:
         highest = math.floor(1000 * _OLD_SHARE ** (1 / iterations)) / 1000
         found.append(
             f"--ema: expected at most {highest:g} for the {iterations:,} iterations of a step; "
-            f"with {config.ema:g} the averaged weights at its end are to "
-            f"{100 * config.ema**iterations:.1f} % those from before it"
+            f"with {config.ema:g} its first weights count {100 * config.ema**iterations:.1f} % as "
+            "much in the average as its last"
         )
     images = config.batch_size // (config.microbatches * replicas)
     if config.sync_batch_norm:

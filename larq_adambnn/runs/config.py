@@ -283,6 +283,12 @@ class Config:
         lower=0,
         upper=0.999999,
     )
+    batch_norm_batches: int = _recipe(
+        0,
+        "Training batches by which the statistics of batch norm are computed anew for each "
+        "evaluation and for export; 0: those of the training.",
+        lower=0,
+    )
     loss: str = _recipe(
         "distribution",
         "Training loss: the teacher's distribution, the labels, or a weighted sum of both.",

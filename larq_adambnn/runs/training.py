@@ -162,7 +162,11 @@ def run_callbacks(
     config: Config, run: Run, dataset: Dataset, epochs: tuple[int, ...]
 ) -> list[tf.keras.callbacks.Callback]:
     """Everything that a run adds to a fit: recipe, measurements, log; last its Checkpoint."""
-    average = [callbacks.AverageWeights(config.ema)] if config.ema else []
+    average = []
+    if config.ema or config.batch_norm_batches:
+        count = config.batch_norm_batches
+        batches = dataset.train().take(count) if count else None
+        average = [callbacks.AverageWeights(config.ema, batches=batches)]
     log = _Log(run, config, dataset, epochs, *average)
     recorder = recording.Recorder(run, config, dataset, epochs)
     stateful = [*average, *recorder.measurements, log]

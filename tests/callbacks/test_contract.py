@@ -207,10 +207,9 @@ def test_callbacks_do_what_they_say_or_are_refused(name):
         assert np.all(spy.idle[STEPS - 1] < spy.idle[0])
         if name != "Ftrl":  # which forgets a weight whose gradients it has not seen
             np.testing.assert_array_equal(spy.idle[STEPS], spy.idle[-1])
-    # AverageWeights: the recurrence, and what is evaluated
-    average = spy.weights[0]
-    for weights in spy.weights[1:]:
-        average = MOMENTUM * average + (1 - MOMENTUM) * weights
+    # AverageWeights: what is evaluated, of the iterations since the switch
+    shares = MOMENTUM ** np.arange(STEPS)[::-1]
+    average = np.tensordot(shares / shares.sum(), np.stack(spy.weights[-STEPS:]), 1)
     np.testing.assert_allclose(spy.evaluated[-1], average, rtol=1e-4, atol=1e-6)
     assert np.abs(spy.evaluated[-1] - spy.weights[-1]).max() > 0
     # The measurements

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import larq_adambnn
 from larq_adambnn import callbacks, optimizers
+from larq_adambnn.batch_norm import reestimate_batch_norm
 from larq_adambnn.callbacks.recipe import share_of_rate
 
 STEPS = 4  # in an epoch of `fit`
@@ -234,33 +235,67 @@ def test_losses_in_bfloat16_track_those_of_float32():
     np.testing.assert_allclose(histories[1], histories[0], rtol=0, atol=0.25 * fall)
 
 
-def test_averaged_weights_are_evaluated_and_training_goes_on_with_the_others():
-    momentum = 0.9
+def averaged(values, momentum):
+    """The mean of some arrays, the last but s of which counts momentum ** s."""
+    shares = momentum ** np.arange(len(values))[::-1]
+    return np.tensordot(shares / shares.sum(), np.stack(values), 1)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.9999])
+def test_averaged_weights_are_evaluated_and_training_goes_on_with_the_others(momentum):
+    """Those since the switch, with the statistics of the batch norm."""
     history, evaluated = [], []
 
-    class Watch(tf.keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            history.append(self.model.get_layer("classifier").get_weights()[0])
+    def values(model):
+        """Of a kernel, of a moving mean and of a moving variance."""
+        norm = model.get_layer("block1_bn").get_weights()
+        return [model.get_layer("classifier").get_weights()[0], *norm[2:]]
 
+    class Watch(tf.keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            history.append(self.model.get_layer("classifier").get_weights()[0])
+            history.append(values(self.model))
 
         def on_test_batch_end(self, batch, logs=None):
-            evaluated.append(self.model.get_layer("classifier").get_weights()[0])
+            evaluated.append(values(self.model))
 
         def on_epoch_end(self, epoch, logs=None):
-            np.testing.assert_array_equal(
-                self.model.get_layer("classifier").get_weights()[0], history[-1]
-            )
+            for now, last in zip(values(self.model), history[-1], strict=True):
+                np.testing.assert_array_equal(now, last)
 
-    model = compiled(optimizers.Adam(0.01))
-    average = callbacks.AverageWeights(momentum)
-    fit(model, [average, Watch()], 1, validation_data=data(), validation_batch_size=32)
-    expected = history[0]
-    for weights in history[1:]:
-        expected = momentum * expected + (1 - momentum) * weights
-    np.testing.assert_allclose(evaluated[0], expected, rtol=1e-5)
-    assert np.abs(evaluated[0] - history[-1]).max() > 1e-3
+    recipe = [callbacks.AverageWeights(momentum), callbacks.TwoStepSwitch(1), Watch()]
+    options = {"validation_data": data(), "validation_batch_size": 32}
+    fit(compiled(optimizers.Adam(0.01)), recipe, 3, **options)
+    for epoch, start in enumerate((0, STEPS, STEPS)):
+        for index, received in enumerate(evaluated[epoch]):
+            past = [found[index] for found in history[start : STEPS * (epoch + 1)]]
+            np.testing.assert_allclose(received, averaged(past, momentum), rtol=2e-5, atol=1e-7)
+            assert np.abs(received - past[-1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_batch_norms_are_evaluated_with_statistics_of_the_weights(momentum):
+    """Of the averaged ones; the training itself is the same with and without."""
+    batches = tf.data.Dataset.from_tensor_slices(data()).batch(16)
+    found = []
+
+    class Watch(tf.keras.callbacks.Callback):
+        def on_test_batch_end(self, batch, logs=None):
+            found.append(self.model.get_weights())
+
+    def train(*recipe):
+        tf.keras.utils.set_random_seed(0)
+        model = compiled(optimizers.Adam(0.01))
+        options = {"validation_data": data(), "validation_batch_size": 32}
+        fit(model, [callbacks.TwoStepSwitch(1), *recipe], 2, **options)
+        return model
+
+    model = train(callbacks.AverageWeights(momentum, batches=batches), Watch())
+    for one, other in zip(model.get_weights(), train().get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    model.set_weights(found[-1])
+    reestimate_batch_norm(model, data()[0].reshape(2, 16, 32, 32, 1))
+    for one, other in zip(model.get_weights(), found[-1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
