@@ -34,7 +34,7 @@ def notes(config: Config, dataset: Dataset, replicas: int = 1) -> list[str]:
             f"{dataset.class_names[0]!r} only"
         )
     found = []
-    if config.init_from and students.initial_classes(config) != dataset.class_names:
+    if config.init_from and students.initial_classes(config, dataset) != dataset.class_names:
         found.append(
             f"--init_from: {config.init_from} has other classes than {dataset.name}, so its "
             "backbone is taken and the classifier is new"

@@ -224,8 +224,8 @@ class Config:
     )
     init_from: str = _recipe(
         "",
-        "Run directory whose weights the training starts from, such as an imported one. If it has "
-        "other classes, all but its classifier is taken.",
+        "Run directory whose weights the training starts from, such as an imported one; teacher: "
+        "that of --teacher. If it has other classes, all but its classifier is taken.",
     )
     freeze_backbone: bool = _recipe(
         False,
@@ -531,7 +531,14 @@ def check(config: Config) -> Config:
             f"--source: only --mode=import takes it; to train on from an imported run, expected "
             f"--init_from; received {config.source!r}",
         )
-        if config.init_from:
+        if config.init_from == "teacher":
+            _require(
+                config.loss != "cross_entropy"
+                and (config.teacher == "self" or _is_run(config.teacher)),
+                "--init_from: expected a --teacher that is self or a run directory, and a --loss "
+                f"that has one; received {config.teacher!r} and {config.loss}",
+            )
+        elif config.init_from:
             _check_run(config.init_from, "init_from")
         _require(
             not config.freeze_backbone or config.backbone_rate == 1,

@@ -93,9 +93,9 @@ def initial_student(config: Config, dataset: Dataset) -> tf.keras.Model:
     """
     student = build_student(config, dataset)
     if config.init_from:
-        run = Run(config.init_from)
+        run = Run(_initial_run(config))
         path = run.weights(run.last_step())
-        classes = initial_classes(config)
+        classes = initial_classes(config, dataset)
         if classes == dataset.class_names:
             _load_weights(student, path, "init_from")
         else:
@@ -105,9 +105,24 @@ def initial_student(config: Config, dataset: Dataset) -> tf.keras.Model:
     return backbone.freeze(student) if config.freeze_backbone else student
 
 
-def initial_classes(config: Config) -> tuple[str, ...]:
-    """The class names of the run that --init_from names."""
-    return datasets.describe(load_run(config.init_from), provenance.read(Run(config.init_from)))[0]
+def _from_own_teacher(config: Config) -> bool:
+    """Whether a training begins with the weights of a teacher that it trains itself before."""
+    return config.init_from == "teacher" and config.teacher == "self"
+
+
+def _initial_run(config: Config) -> str:
+    """The directory of the run that --init_from means."""
+    if _from_own_teacher(config):
+        return str(Run(config.output_dir).directory / "teacher")
+    return config.teacher if config.init_from == "teacher" else config.init_from
+
+
+def initial_classes(config: Config, dataset: Dataset) -> tuple[str, ...]:
+    """The class names of the run that --init_from means, for a training on a data set."""
+    if _from_own_teacher(config):
+        return dataset.class_names
+    run = _initial_run(config)
+    return datasets.describe(load_run(run), provenance.read(Run(run)))[0]
 
 
 def check_initial(config: Config, dataset: Dataset | None = None) -> None:
@@ -119,25 +134,20 @@ def check_initial(config: Config, dataset: Dataset | None = None) -> None:
         config: of the training.
         dataset: by default the one that the config names, which need not be opened.
     """
-    if not config.init_from:
+    if not config.init_from or _from_own_teacher(config):
         return
-    earlier = load_run(config.init_from)
-    if Run(config.init_from).last_step() == 0:
-        raise UsageError(
-            f"--init_from: expected a run with a finished step; {config.init_from} has none"
-        )
+    run = _initial_run(config)
+    earlier = load_run(run)
+    if Run(run).last_step() == 0:
+        raise UsageError(f"--init_from: expected a run with a finished step; {run} has none")
     for name in ("model", "width"):
         own, theirs = getattr(config, name), getattr(earlier, name)
         if own != theirs:
-            raise UsageError(
-                f"--init_from: expected a run with --{name}={own}; {config.init_from} has {theirs}"
-            )
+            raise UsageError(f"--init_from: expected a run with --{name}={own}; {run} has {theirs}")
     own = dataset.preparation.channels if dataset else datasets.describe(config)[1]
-    theirs = datasets.describe(earlier, provenance.read(Run(config.init_from)))[1]
+    theirs = datasets.describe(earlier, provenance.read(Run(run)))[1]
     if own != theirs:
-        raise UsageError(
-            f"--init_from: expected a run with --channels={own}; {config.init_from} has {theirs}"
-        )
+        raise UsageError(f"--init_from: expected a run with --channels={own}; {run} has {theirs}")
 
 
 def _load_weights(student: tf.keras.Model, path: pathlib.Path, flag: str) -> None:

@@ -64,12 +64,20 @@ def test_the_two_recipes_differ_in_the_recipe_alone():
     differing = {name for name, value in settings[0].items() if settings[1][name] != value}
     assert differing <= {
         *("output_dir", "order", "epochs", "learning_rate", "schedule", "warmup"),
-        *("activation_clip", "loss", "label_weight"),
+        *("activation_clip", "loss", "label_weight", "init_from"),
     }
     assert paper.epochs * len(paper.steps) == best.epochs * len(best.steps)
     assert teachers.own_config(paper, "teacher") == teachers.own_config(best, "teacher")
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
-    for name in ("schedule", "warmup", "activation_clip", "weight_clip", "clip_norm", "loss"):
+    for name in (
+        "schedule",
+        "warmup",
+        "activation_clip",
+        "weight_clip",
+        "clip_norm",
+        "loss",
+        "init_from",
+    ):
         assert settings[0][name] == defaults[name]
     assert paper.steps == ((True, False), (True, True)) and paper.weight_decay == (5e-6, 0.0)
 
@@ -348,6 +356,8 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
         ([], "--output_dir"),
         (["--output_dir=x", "stray"], "stray"),
         (["--output_dir=x", "--teacher=resnet34"], "--teacher_weights"),
+        (["--output_dir=x", "--init_from=teacher", "--teacher=/gone"], "--init_from"),
+        (["--output_dir=x", "--init_from=teacher", "--loss=cross_entropy"], "--init_from"),
         (["--output_dir=x", "--teacher=ResNet50"], "--teacher_weights"),
         (["--output_dir=x", "--teacher=NoSuchNet"], "--teacher: expected self, resnet34, a run"),
         (["--output_dir=x", "--teacher=resnet34", "--teacher_weights=gone"], "--teacher_weights"),

@@ -90,6 +90,19 @@ def test_it_resumes_to_the_bit(server, tuned, tmp_path):
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
+def test_a_student_begins_with_the_weights_of_its_own_teacher(server, tmp_path, data_dir):
+    run = tmp_path / "run"
+    flags = ("--order=one_step", "--epochs=1", "--teacher=self", "--teacher_epochs=1")
+    flags += ("--init_from=teacher", "--teacher_rate=0.01", "--learning_rate=1e-30")
+    status, _, err = server.start(*flags_of(run, data_dir, *flags)).finish()
+    assert status == 0, err
+    start, end = weights(run / "teacher", 1), weights(run, 1)
+    kernels = [name for name, value in start.items() if value.ndim > 1]
+    assert len(kernels) == 4
+    for name in kernels:  # at that rate nothing moves but the statistics of batch norm
+        np.testing.assert_array_equal(end[name], start[name], err_msg=name)
+
+
 def test_it_predicts_colour_photographs(server, tuned, photographs):
     run, *_ = tuned
     images = photographs / "val"

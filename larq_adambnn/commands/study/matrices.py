@@ -19,12 +19,13 @@ OPTIMIZERS = {  # and the learning rates that are tried of each; AdamW without d
     "rmsprop": (3e-3, 1e-2, 3e-2, 1e-1),
     "amsgrad": (1e-2, 3e-2, 1e-1),
 }
-# The parts of a recipe: each is added alone to the paper's, and those of BEST together
+# The parts of a recipe: each is added alone to the paper's, and all of them together
 PARTS = {
     "one step": {"order": "one_step"},
     "warm-up and cosine": {"schedule": "cosine", "warmup": 0.1},
-    "wider gradient": {"activation_clip": 2.0},
-    "half from labels": {"loss": "weighted_sum", "label_weight": 0.5},
+    "wider gradient": {"activation_clip": 2.5},
+    "labels": {"loss": "weighted_sum", "label_weight": 0.7},
+    "the teacher's weights": {"init_from": "teacher"},
 }
 _RECIPE_RATES = (1e-2, 3e-2)
 # The study by which the rates of another are chosen, on the images that are held out
