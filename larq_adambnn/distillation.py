@@ -75,6 +75,10 @@ class Distiller(tf.keras.Model):
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
+        if not self.loss:
+            raise ValueError(
+                "Expected compile(loss=...), such as DistributionLoss(). Received: None"
+            )
         # Variables that a function makes while it is traced have it traced twice.
         if hasattr(self.optimizer, "build"):  # Keras's legacy optimizers have none
             self.optimizer.build(self.student.trainable_variables)
@@ -126,6 +130,13 @@ class Distiller(tf.keras.Model):
 
     def _accumulated_gradients(self, images, labels, weights) -> list[tf.Tensor]:
         parts = self.microbatches
+        equal = tf.debugging.assert_equal(
+            tf.shape(labels)[0] % parts,
+            0,
+            f"Expected batches of a multiple of microbatches={parts} images, also the last one",
+        )
+        with tf.control_dependencies([] if equal is None else [equal]):
+            images, labels = tf.identity(images), tf.identity(labels)
         images = tf.reshape(images, [parts, -1, *images.shape[1:]])
         labels = tf.reshape(labels, [parts, -1])
         weights = None if weights is None else tf.reshape(weights, [parts, -1])
@@ -183,4 +194,10 @@ def _unpack(data) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
                 f"Received: labels of shape {labels.shape}"
             )
         labels = tf.squeeze(labels, 1)
+    if weights is not None:
+        if weights.shape.rank not in (1, 2) or weights.shape[1:].num_elements() != 1:
+            raise ValueError(
+                f"Expected sample weights (B,) or (B, 1). Received: some of shape {weights.shape}"
+            )
+        weights = tf.reshape(weights, [-1])
     return images, labels, weights

@@ -1,12 +1,21 @@
 """PyTorch's optimizers with the published code's weight decay, as Keras optimizers."""
 
-import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
-from larq_adambnn.arguments import FLAG, either, expect, function, instance, number
+from larq_adambnn.arguments import (
+    FLAG,
+    TEXT,
+    Kind,
+    either,
+    expect,
+    function,
+    instance,
+    number,
+    optional,
+)
 
 __all__ = [
     "SGD",
@@ -102,6 +111,14 @@ _RATE = either(
 )
 
 
+_RATES = Kind(
+    "{beginning of a variable's name: finite number of at least 0}",
+    lambda v: (
+        isinstance(v, Mapping) and all(map(TEXT.fits, v)) and all(map(number(0).fits, v.values()))
+    ),
+)
+
+
 class _Groups:
     """Adds a settable `weight_decay` of selected variables, and learning rates of their own.
 
@@ -123,10 +140,17 @@ class _Groups:
         )
         self.decoupled = decoupled
         self.decays = decays
-        rates = dict(rates or {})
-        if not all(0 <= rate < math.inf for rate in rates.values()):
-            raise ValueError(f"Expected finite rates of at least 0. Received: rates={rates}")
-        self.rates = types.MappingProxyType(rates)  # a dict would be tracked and saved
+        expect("rates", rates, optional(_RATES))
+        self.rates = types.MappingProxyType(dict(rates or {}))  # a dict would be tracked and saved
+
+    def build(self, var_list):
+        super().build(var_list)
+        for beginning in self.rates:
+            if not any(variable.name.startswith(beginning) for variable in var_list):
+                raise ValueError(
+                    "Expected rates of beginnings of the trainable variables' names, such as "
+                    f"{var_list[0].name}. Received: {beginning!r}, which fits none"
+                )
 
     def _rate(self, variable) -> float:
         """How many times the learning rate a variable has: by the longest beginning that fits."""

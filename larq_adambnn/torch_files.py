@@ -77,15 +77,12 @@ def load_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if isinstance(content, Mapping):
         found = (content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping))
         content = next(found, content)
+        content = {name: value for name, value in content.items() if name != _COUNTER}
     if not isinstance(content, Mapping) or not content:
         raise ValueError(
             f"Expected a state_dict in {path}. Received: {type(content).__name__} without one"
         )
-    arrays = {
-        name: _array(torch, path, size, name, value)
-        for name, value in content.items()
-        if name != _COUNTER
-    }
+    arrays = {name: _array(torch, path, size, name, value) for name, value in content.items()}
     return _unwrapped(arrays)
 
 
@@ -200,11 +197,9 @@ def _array(torch, path, size: int, name, tensor) -> np.ndarray:
 
 
 def _unwrapped(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    while True:
-        common = [w for w in _WRAPPERS if all(name.startswith(w) for name in arrays)]
-        if not common:
-            return arrays
+    while common := [w for w in _WRAPPERS if all(name.startswith(w) for name in arrays)]:
         arrays = {name.removeprefix(common[0]): array for name, array in arrays.items()}
+    return arrays
 
 
 def _one_line(text) -> str:

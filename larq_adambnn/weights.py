@@ -3,13 +3,14 @@
 import os
 import pathlib
 
+import h5py
 import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import add_sum, has_right_sum
 
-__all__ = ["check", "check_finite", "load", "save"]
+__all__ = ["check", "check_finite", "is_whole", "load", "save"]
 
 
 def save(model: tf.keras.Model, path: pathlib.Path) -> None:
@@ -46,6 +47,17 @@ def check(path: pathlib.Path) -> None:
     """Raises UsageError if a file has another sum than it was written with."""
     if not has_right_sum(path):
         raise UsageError(f"{path}: cannot read weights: the file is damaged, its SHA-256 is wrong")
+
+
+def is_whole(path: pathlib.Path) -> bool:
+    """Whether a file is there and has the right sum or, written without one, can be opened."""
+    try:
+        if not has_right_sum(path):
+            return False
+        with h5py.File(path):
+            return True
+    except OSError:
+        return False
 
 
 def check_finite(model: tf.keras.Model, origin: str | os.PathLike) -> None:

@@ -288,6 +288,13 @@ def test_reads_numbers_of_numpy_2(tmp_path):
     assert_same_bits(checkpoints.load_torch(tmp_path / "b"), expected)
 
 
+@pytest.mark.parametrize("content", [{"n_averaged": torch.tensor(1)}, {}])
+def test_a_file_without_weights(content, tmp_path):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="Expected"):
+        checkpoints.load_torch(tmp_path / "a.pth")
+
+
 def test_a_prefix_of_some_names_stays(tmp_path):
     content = {"module.a": torch.ones(2), "b": torch.ones(2)}
     torch.save(content, tmp_path / "a.pth")

@@ -140,14 +140,16 @@ FITS = {
     "sample_weight": {"sample_weight": np.linspace(0, 2, 8)},
     "class_weight": {"class_weight": {0: 0.0, 1: 1.0, 2: 2.0, 3: 0.5}},
     "labels in a column": {"y": vectors()[1][:, np.newaxis]},
+    "sample_weight in a column": {"sample_weight": np.linspace(0, 2, 8)[:, np.newaxis]},
 }
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches, label_weight", [(1, 0.0), (2, 0.0), (1, 0.5)])
 @pytest.mark.parametrize("name", FITS)
-def test_what_fit_takes_counts_as_in_keras(name, microbatches):
+def test_what_fit_takes_counts_as_in_keras(name, microbatches, label_weight):
+    """Without a teacher the loss of the labels is the compiled one, whatever its share."""
     model = plain()
-    model.microbatches = microbatches
+    model.microbatches, model.label_weight = microbatches, label_weight
     twin, (images, labels) = twin_of(model), vectors()
     options = {"x": images, "y": labels, "batch_size": 8, "epochs": 3, "verbose": 0, **FITS[name]}
     received, expected = model.fit(**options).history, twin.fit(**options).history
@@ -156,6 +158,18 @@ def test_what_fit_takes_counts_as_in_keras(name, microbatches):
         np.testing.assert_allclose(one, other, atol=1e-6)
     right = model.student.predict(images, verbose=0).argmax(-1) == labels
     assert model.evaluate(images, labels, verbose=0, return_dict=True)["accuracy"] == right.mean()
+
+
+def test_a_batch_that_has_no_equal_parts_is_refused():
+    model = plain()
+    model.microbatches = 2
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="microbatches=2 images"):
+        model.fit(*(x[:7] for x in vectors()), batch_size=4, verbose=0)
+
+
+def test_a_loss_is_needed():
+    with pytest.raises(ValueError, match=r"Expected compile\(loss=\.\.\.\)"):
+        plain(loss=None)
 
 
 def test_metrics_of_compile_are_kept():

@@ -140,10 +140,18 @@ def test_rates_are_those_of_pytorchs_groups(build, kind, options):
     np.testing.assert_array_equal(received["fc/kernel"], start["fc/kernel"])
 
 
-@pytest.mark.parametrize("rate", [-0.1, float("nan"), float("inf")])
-def test_rates_that_are_none(rate):
-    with pytest.raises(ValueError, match="Expected finite rates of at least 0"):
-        optimizers.Adam(rates={"": rate})
+@pytest.mark.parametrize(
+    "rates", [3, {"": "x"}, {1: 0.1}, *({"": r} for r in (-0.1, float("nan"), float("inf")))]
+)
+def test_rates_that_are_none(rates):
+    with pytest.raises(ValueError, match="Expected rates to be "):
+        optimizers.Adam(rates=rates)
+
+
+def test_rates_of_no_variable():
+    optimizer = optimizers.Adam(rates={"classifeir": 0.1, "class": 0.1})
+    with pytest.raises(ValueError, match="Received: 'classifeir', which fits"):
+        optimizer.build([tf.Variable(1.0, name="classifier")])
 
 
 @pytest.mark.parametrize("network", [models.reactnet_a, models.reactnet18])

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from larq_adambnn import layers, optimizers
 from larq_adambnn.arguments import array, expect, whole
-from larq_adambnn.callbacks.state import Stateful
+from larq_adambnn.callbacks.state import Stateful, check_each_iteration
 
 __all__ = [
     "ActivationSaturation",
@@ -143,9 +143,7 @@ class FlipFlopRatio(_Measurement, Stateful):
     """
 
     def on_train_begin(self, logs=None):
-        at_once = int(self.model._steps_per_execution.numpy())
-        if at_once != 1:
-            raise ValueError(f"Expected steps_per_execution=1. Received: {at_once}")
+        check_each_iteration(self)
         self._kernels = binary_kernels(self.model)
         self._signs = [tf.Variable(k >= 0, trainable=False) for k in self._kernels.values()]
         self._flips = tf.Variable(
@@ -342,7 +340,8 @@ class UpdateSize(_Measurement, Stateful):
         every: iterations from one measured to the next.
 
     Raises:
-        ValueError: `every` is no positive number.
+        ValueError: `every` is no positive number; at the start of `fit`, when the model runs
+            several iterations at once (`steps_per_execution`).
     """
 
     def __init__(self, *, every: int = 10):
@@ -351,6 +350,7 @@ class UpdateSize(_Measurement, Stateful):
         self.every = every
 
     def on_train_begin(self, logs=None):
+        check_each_iteration(self)
         self._kernels = binary_kernels(self.model)
         self._sizes = tf.function(self._measure, autograph=False)
         self._before = None

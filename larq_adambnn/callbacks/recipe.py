@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import weakref
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -21,7 +22,7 @@ from larq_adambnn.arguments import (
     several,
     whole,
 )
-from larq_adambnn.callbacks.state import Stateful
+from larq_adambnn.callbacks.state import Stateful, check_each_iteration
 
 __all__ = [
     "AverageWeights",
@@ -56,6 +57,9 @@ def _set_weight_decay(model: tf.keras.Model, value: float) -> None:
     elif current != value:
         optimizer.weight_decay = value
         layers.retrace(model)  # the old number is part of the traced function
+
+
+_in_first_step = weakref.WeakSet()  # models that were trained in it, in this process
 
 
 class TwoStepSwitch(Stateful):
@@ -108,12 +112,16 @@ class TwoStepSwitch(Stateful):
         super().on_epoch_begin(epoch, logs)
         form = self.first if epoch < self.epoch else self.second
         layers.binarize(self.model, *form)
+        if epoch < self.epoch:
+            _in_first_step.add(self.model)
         if epoch != self.epoch or self._switched:
             return
         self._switched = True
         # What resumed the training may know nothing of callbacks.  Within an epoch the count
         # is then that of step 2, which is less than the iterations of one epoch.
-        if optimizers.iterations(self.model.optimizer) >= (self.params.get("steps") or 1):
+        count = optimizers.iterations(self.model.optimizer)
+        if self.model in _in_first_step or count >= (self.params.get("steps") or 1):
+            _in_first_step.discard(self.model)
             if self.reload is not None:
                 weights.load(getattr(self.model, "student", self.model), self.reload)
             with self.model.distribute_strategy.scope():
@@ -212,7 +220,8 @@ class RateSchedule(tf.keras.callbacks.Callback):
     Raises:
         ValueError: an argument is not what it should be; at the start of `fit`, when the
             optimizer has no learning rate of its own or one that is a schedule, or (unless
-            `by_epoch`) the number of iterations in an epoch is unknown.
+            `by_epoch`) the number of iterations in an epoch is unknown or several run at once
+            (`steps_per_execution`).
     """
 
     def __init__(
@@ -246,6 +255,8 @@ class RateSchedule(tf.keras.callbacks.Callback):
             )
         if not self.by_epoch and not self.params.get("steps"):
             raise ValueError("Expected a known number of iterations in an epoch. Received: None")
+        if not self.by_epoch:
+            check_each_iteration(self)
         self._rate = optimizer.learning_rate
         self._steps = self.params.get("steps") or 1
         # A rate that came from the host at each iteration would have to wait for the device.
@@ -312,7 +323,8 @@ class AverageWeights(Stateful):
             `reestimate_batch_norm`; they are read again and again, as a tf.data.Dataset can be.
 
     Raises:
-        ValueError: the momentum is out of range.
+        ValueError: the momentum is out of range; at the start of `fit`, when the model runs
+            several iterations at once (`steps_per_execution`).
     """
 
     def __init__(self, momentum: float, *, batches: Iterable | None = None):
@@ -320,12 +332,16 @@ class AverageWeights(Stateful):
         expect("momentum", momentum, number(0, below=1))
         self.momentum = momentum
         self.batches = batches
+        self._weights, self._averages = [], []
+        self._kept, self._count = [], 0
+        self._form = self._estimate = None
 
     def on_train_begin(self, logs=None):
+        check_each_iteration(self)
+        self.on_test_end()  # which an interrupted evaluation did not come to
         self._weights, self._averages = [], []
-        self._statistics = batch_norm.statistics(self.model)
         if self.momentum:
-            averaged = [] if self.batches is not None else self._statistics
+            averaged = [] if self.batches is not None else batch_norm.statistics(self.model)
             self._weights = [*self.model.trainable_variables, *averaged]
         self._averages = [tf.Variable(w.read_value(), trainable=False) for w in self._weights]
         self._count = tf.Variable(0, dtype=tf.int64, trainable=False)  # of iterations in it
@@ -361,7 +377,8 @@ class AverageWeights(Stateful):
                 self._update()
 
     def on_test_begin(self, logs=None):
-        changed = [*self._weights, *(self._statistics if self.batches is not None else ())]
+        statistics = [] if self.batches is None else batch_norm.statistics(self.model)
+        changed = [*self._weights, *statistics]
         self._kept = [(variable, variable.numpy()) for variable in changed]
         if int(self._count) > 0:
             for weight, average in zip(self._weights, self._averages, strict=True):
@@ -375,6 +392,7 @@ class AverageWeights(Stateful):
     def on_test_end(self, logs=None):
         for variable, value in self._kept:
             variable.assign(value)
+        self._kept = []
 
     @contextlib.contextmanager
     def swapped(self):

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["Stateful"]
+__all__ = ["Stateful", "check_each_iteration"]
+
+
+def check_each_iteration(callback: tf.keras.callbacks.Callback) -> None:
+    """Raises ValueError where a callback does not see each iteration by itself."""
+    at_once = int(callback.model._steps_per_execution.numpy())
+    if at_once != 1:
+        raise ValueError(
+            f"Expected compile(steps_per_execution=1), as {type(callback).__name__} works at each "
+            f"iteration. Received: steps_per_execution={at_once}"
+        )
 
 
 class Stateful(tf.keras.callbacks.Callback):

@@ -16,6 +16,7 @@ from larq_adambnn.errors import UsageError
 __all__ = ["class_names", "open_idx", "read_idx", "splits", "statistics"]
 
 _PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
+_MOST_BYTES, _MOST_RATIO = 2**28, 100  # of what a compressed file may hold
 _UNSIGNED_BYTE = 0x08  # the element type of the header's third byte
 
 
@@ -79,10 +80,13 @@ def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
                 raise UsageError(f"{path}: expected {rank} dimensions; the file ends in its header")
             shape = tuple(int(size) for size in np.frombuffer(dimensions, ">u4"))
             expected = math.prod(shape)
-            content = _read(file, expected + 1)
+            most = max(_MOST_BYTES, _MOST_RATIO * path.stat().st_size)
+            content = _read(file, min(expected, most) + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(f"{path}: cannot be read: {reason}") from None
+    if len(content) > most:
+        raise UsageError(f"{path}: expected at most {most:,} bytes in a file of its size")
     if len(content) != expected:
         received = f"{len(content):,}" if len(content) < expected else "more"
         raise UsageError(
@@ -118,7 +122,10 @@ def _classes(directory: pathlib.Path) -> np.ndarray:
 
 def statistics(directory: pathlib.Path) -> tuple[tuple[float], tuple[float]]:
     """(mean, standard deviation) of the training pixels on 0..1 values."""
-    pixels = np.bincount(read_idx(*_files(directory, "train")["images"]).reshape(-1), minlength=256)
+    images = read_idx(*_files(directory, "train")["images"])
+    pixels = np.zeros(256, np.int64)
+    for image in images:  # bincount makes 8 bytes of each pixel
+        pixels += np.bincount(image.reshape(-1), minlength=256)
     values = np.arange(256) / 255
     mean = np.average(values, weights=pixels)
     std = np.sqrt(np.average((values - mean) ** 2, weights=pixels))

@@ -23,7 +23,7 @@ from larq_adambnn import (
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.dataset import explained
 from larq_adambnn.errors import UsageError
-from larq_adambnn.files import explain, has_right_sum
+from larq_adambnn.files import explain
 from larq_adambnn.runs import advice, datasets, exporting, recording, report, strategies, teachers
 from larq_adambnn.runs.checkpoint import Checkpoint
 from larq_adambnn.runs.config import Config
@@ -87,8 +87,7 @@ def _opened(config: Config, strategy: tf.distribute.Strategy):
 
 
 def _finished(config: Config, run: Run) -> bool:
-    final = run.weights(len(config.steps))
-    return final.is_file() and has_right_sum(final)
+    return weights.is_whole(run.weights(len(config.steps)))
 
 
 def _own(dataset: Dataset, config: Config) -> Dataset:

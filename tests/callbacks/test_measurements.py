@@ -1,7 +1,6 @@
 """The measurements in `model.fit` against NumPy on the weights and activations of each step."""
 
 import itertools
-import re
 import subprocess
 import sys
 
@@ -118,11 +117,21 @@ def test_flip_flop_ratio_is_the_flips_of_every_iteration():
     assert len(set(callback.by_layer["ff_ratio"].values())) > 1  # or N-weighting shows nothing
 
 
-def test_flip_flop_ratio_wants_to_see_every_iteration():
+@pytest.mark.parametrize(
+    "callback",
+    [
+        callbacks.FlipFlopRatio(),
+        callbacks.UpdateSize(),
+        callbacks.AverageWeights(0.9),
+        callbacks.RateSchedule(0.1, 2),
+        callbacks.LinearDecay(0.1, 2),
+    ],
+)
+def test_what_works_at_each_iteration_wants_to_see_every_one(callback):
     model = build()
     model.compile(optimizer="sgd", loss=loss(), steps_per_execution=2)
-    with pytest.raises(ValueError, match=re.escape("Expected steps_per_execution=1. Received: 2")):
-        model.fit(batches(), verbose=0, callbacks=[callbacks.FlipFlopRatio()])
+    with pytest.raises(ValueError, match=r"steps_per_execution=1.*Received: .*=2$"):
+        model.fit(batches(), verbose=0, callbacks=[callback])
 
 
 def test_correlation_to_the_start_of_the_run_and_of_the_step():

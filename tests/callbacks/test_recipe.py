@@ -362,3 +362,32 @@ def test_the_switch_resets_every_optimizer_of_a_case_optimizer(tmp_path):
         np.testing.assert_array_equal(one, other)
     assert len(slots) > 2 and max(slots) == 0
     assert max(np.abs(v.numpy()).max() for v in optimizer.optimizers[1].weights) > 0
+
+
+def test_the_switch_resets_whatever_the_batches_of_step_2_are():
+    """Its epochs may have more iterations than all that step 1 had."""
+    model, (images, labels) = compiled(optimizers.Adam(0.01)), data()
+    model.fit(images, labels, 8, 1, 0, [callbacks.TwoStepSwitch(1)])
+    before = optimizers.iterations(model.optimizer)
+    model.fit(images, labels, 1, 2, 0, [callbacks.TwoStepSwitch(1)], initial_epoch=1)
+    assert optimizers.iterations(model.optimizer) == len(images) > before
+
+
+def test_an_interrupted_evaluation_does_not_leave_the_average_behind():
+    model, average = compiled(optimizers.Adam(0.01)), callbacks.AverageWeights(0.9)
+
+    def interrupt(batch, logs):
+        raise KeyboardInterrupt
+
+    model.evaluate(*data(), callbacks=[average], verbose=0)  # there is none yet
+    stop = tf.keras.callbacks.LambdaCallback()
+    stop.on_test_batch_begin = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*data(), 8, validation_data=data(), callbacks=[average, stop], verbose=0)
+    averaged = model.get_weights()
+    seen = []
+    look = tf.keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: seen.append(model.get_weights())
+    )
+    model.fit(*data(), 8, callbacks=[average, look], verbose=0)
+    assert any((a != b).any() for a, b in zip(seen[0], averaged, strict=True))

@@ -226,3 +226,12 @@ def test_a_run_trains_on_idx_files_and_says_what_it_left_out(server, tmp_path):
     report = (tmp_path / "run" / "report.md").read_text()
     assert "- train: 0\n- test: 1\n" in report
     assert "test image 2` has label 77; expected one of training's, 0 to 2" in report
+
+
+def test_a_small_file_that_holds_gigabytes(tmp_path):
+    """Zeros take a thousandth of their size."""
+    path = tmp_path / "x.gz"
+    header = b"\0\0\x08\x03" + np.array([2**16, 2**7, 2**7], ">u4").tobytes()
+    path.write_bytes(gzip.compress(header) + gzip.compress(bytes(2**22)) * 256)
+    with pytest.raises(UsageError, match="expected at most 268,435,456 bytes in a"):
+        idx.read_idx(path, 3)

@@ -168,14 +168,16 @@ def test_killed_after_any_write_of_the_end_ends_like_the_undisturbed_run(
             assert {path.name for path in (state / folder).iterdir()} == expected
 
 
+@pytest.mark.parametrize("cut", [0, 1000, -100, None], ids=["empty", "short", "cut", "changed"])
 def test_damaged_final_weights_are_made_again_from_the_last_checkpoint(
-    start, reference, data_dir, tmp_path
+    cut, start, reference, data_dir, tmp_path
 ):
     run = tmp_path / "run"
     shutil.copytree(reference, run)
     path = run / "checkpoints" / "step2.weights.h5"
     expected = path.read_bytes()
-    path.write_bytes(expected[:3000] + b"?" + expected[3001:])
+    damaged = expected[:3000] + b"?" + expected[3001:]
+    path.write_bytes(damaged[:cut])
     code, out, err = start(run, data_dir, "--teacher=self", "--checkpoint_iterations=3").finish()
     assert code == 0, err
     assert err.startswith(f"{path} is damaged") and err.count("\n") == 1
