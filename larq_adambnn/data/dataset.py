@@ -22,6 +22,7 @@ __all__ = ["Dataset", "bad_example", "explained", "take"]
 
 _AHEAD = 2  # batches that are ready before they are asked for
 _EXAMPLES = 64  # that are read at a time
+_PROBE = 64  # images that activations are measured on
 _NOTHING = -1  # the key and the index of what pads a batch
 _MARK = "bad example: "
 _SHARD = several(whole(0), "(index, count), two whole numbers", length=2)
@@ -210,12 +211,9 @@ class Dataset:
         expect("count", count, whole(1))
         return take(self.evaluation(split, batch_size=min(count, _EXAMPLES)), count)
 
-    @_once
-    def first_images(self, count: int) -> np.ndarray:
-        """The first images of the training, (count, H, W, C), of one batch at most."""
-        with explained():
-            images, _ = next(iter(self.train()))
-        return images[:count].numpy().copy()  # a slice would keep the whole batch
+    def probe(self) -> np.ndarray:
+        """The first images of `evaluation`, (64 or fewer, H, W, C), to measure activations on."""
+        return take(self.evaluation(), _PROBE)[0]
 
     @_once
     @tf.autograph.experimental.do_not_convert

@@ -41,7 +41,6 @@ LAYER_COLUMNS = (
     "gradient_norm",
     "update_size",
 )
-_PROBE = 16  # images whose activations are measured each epoch
 
 
 class Curves:
@@ -114,7 +113,7 @@ class Recorder(tf.keras.callbacks.Callback):
         self.measurements = [
             callbacks.FlipFlopRatio(),
             callbacks.CorrelationToInitialization(),
-            callbacks.ActivationSaturation(dataset.first_images(_PROBE)),
+            callbacks.ActivationSaturation(dataset.probe()),
             callbacks.KernelMagnitude(),
             callbacks.Gradients(),
             callbacks.UpdateSize(),

@@ -360,7 +360,7 @@ def _plots(config: Config, runs, measured, dataset):
 def _adam_and_sgd(finished: Mapping[str, Sequence[Config]], dataset):
     """Figures 3, 4, 5 and 7 for Adam and SGD in one step, of the first seed."""
     inputs, weights, updates, final = {}, {}, {}, {}
-    images = dataset.first_images(dataset.settings.batch_size)
+    images = dataset.probe()
     for name in ("adam", "sgd"):
         if f"{name} one step" not in finished:
             continue
