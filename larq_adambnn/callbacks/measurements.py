@@ -347,7 +347,7 @@ class KernelMagnitude(_Measurement):
 
     def _measure(self) -> list[tf.Tensor]:
         return [
-            tf.reduce_mean(tf.abs(kernel), axis=range(kernel.shape.rank - 1))
+            tf.reduce_mean(tf.abs(kernel), axis=list(range(kernel.shape.rank - 1)))
             for kernel in self._kernels.values()
         ]
 
