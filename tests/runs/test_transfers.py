@@ -15,7 +15,7 @@ from larq_adambnn.runs import datasets, strategies, training
 from larq_adambnn.runs.config import parse
 from larq_adambnn.runs.directory import Run
 
-STEPS = 20
+STEPS = 20  # that are counted: all of an epoch but the first, at which averages may begin anew
 
 
 class Window(tf.keras.callbacks.Callback):
@@ -28,7 +28,7 @@ class Window(tf.keras.callbacks.Callback):
 
 
 def crossings(model, data, added, monkeypatch):
-    """(tensors read, numbers that became tensors) in the iterations of an epoch.
+    """(tensors read, numbers that became tensors) in 20 iterations of an epoch.
 
     The data are read by other threads, on the processor in any case.
     """
@@ -48,11 +48,11 @@ def crossings(model, data, added, monkeypatch):
 
     def begin(batch, logs=None):
         nonlocal found
-        found = [0, 0] if batch == 0 else found
+        found = [0, 0] if batch == 1 else found
 
     def end(batch, logs=None):
         nonlocal found
-        if batch == STEPS - 1:
+        if batch == STEPS:
             results.extend(found)
             found = None
 
@@ -62,14 +62,19 @@ def crossings(model, data, added, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ops._EagerTensorBase, "_numpy", count_read)
         patch.setattr(constant_op, "convert_to_eager_tensor", count_made)
-        model.fit(**data, steps_per_epoch=STEPS, callbacks=[first, *added, last], verbose=0)
+        model.fit(**data, steps_per_epoch=STEPS + 1, callbacks=[first, *added, last], verbose=0)
     return results
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_run_crosses_no_more_than_keras(tmp_path, data_dir, monkeypatch, ema):
     monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
-    flags = ("--batch_size=8", f"--train_images={8 * STEPS}", "--loss=cross_entropy", "--epochs=1")
+    flags = (
+        "--batch_size=8",
+        f"--train_images={8 * STEPS + 8}",
+        "--loss=cross_entropy",
+        "--epochs=1",
+    )
     config = parse(small.flags_of(tmp_path, data_dir, *flags, f"--ema={ema}"))
     dataset = datasets.load(config)
     data = strategies.distribute(tf.distribute.get_strategy(), dataset, 0)
