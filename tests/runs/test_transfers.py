@@ -1,6 +1,6 @@
-"""What crosses between the processor and a device while a run trains, counted on the processor.
+"""What crosses between the processor and a device while a run trains, without such a device.
 
-On a GPU each such crossing waits for the device, so a run may have no more than Keras has.
+Each crossing waits for the device, so a run may have no more than Keras has.
 """
 
 import threading
@@ -10,7 +10,9 @@ import small
 import tensorflow as tf
 from tensorflow.python.framework import constant_op, kernels, ops
 
-from larq_adambnn import callbacks, models
+import larq_adambnn.kernels
+from larq_adambnn import callbacks, losses, models, optimizers
+from larq_adambnn.distillation import Distiller
 from larq_adambnn.runs import datasets, strategies, training
 from larq_adambnn.runs.config import parse
 from larq_adambnn.runs.directory import Run
@@ -89,17 +91,31 @@ def test_a_run_crosses_no_more_than_keras(tmp_path, data_dir, monkeypatch, ema):
     assert read - alone[0] >= 3 * STEPS
 
 
+SHAPES = ("Shape", "ShapeN", "Size", "Rank")  # which read no tensor
+
+
+def is_shape(tensor):
+    """Whether it is one of the few numbers, known to the processor, that a shape has."""
+    return tensor.dtype == tf.int32 and (tensor.shape.num_elements() or 0) <= 4
+
+
 def on_the_processor(function):
-    """The operations of a traced function that a GPU leaves to the processor, or returns there."""
+    """The operations of a traced function that a GPU leaves to the processor, or returns there.
+
+    By the kernels that this TensorFlow has for GPUs; arithmetic of shapes is left out.
+    """
     names = []
     for operation in function.graph.get_operations():
-        if operation.type in ("Const", "Placeholder", "NoOp", "Identity"):
+        if operation.type in ("Const", "Placeholder", "NoOp", "Identity", *SHAPES):
+            continue
+        if all(map(is_shape, (*operation.inputs, *operation.outputs))):
             continue
         for kernel in kernels.get_registered_kernels_for_op(operation.type).kernel:
             types = {c.name: c.allowed_values.list.type for c in kernel.constraint}
             fits = all(
-                operation.get_attr(name).as_datatype_enum in allowed
+                dtype.as_datatype_enum in allowed
                 for name, allowed in types.items()
+                for dtype in tf.nest.flatten(operation.get_attr(name))
             )
             returned = {result.name for result in operation.op_def.output_arg}
             returned &= set(kernel.host_memory_arg)
@@ -110,23 +126,33 @@ def on_the_processor(function):
     return names
 
 
-def test_measurements_reduce_on_the_device():
-    """By the kernels that this TensorFlow has for GPUs."""
-
+def test_what_a_gpu_leaves_to_the_processor_is_found():
     @tf.function
     def count(x):
         return tf.reduce_sum(tf.cast(x > 0, tf.int32))
 
-    assert on_the_processor(count.get_concrete_function(tf.zeros(3)))
-    student = small.network((32, 32, 1), 10)
+    assert on_the_processor(count.get_concrete_function(tf.zeros(9))) == ["Sum"]
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_training_step_and_the_measurements_are_on_the_device(monkeypatch, policy):
+    monkeypatch.setattr(larq_adambnn.kernels, "tuned", lambda: False)  # as where a GPU is
+    tf.keras.mixed_precision.set_global_policy(policy)
+    student = small.network((32, 32, 3), 10)
+    model = Distiller(student, lambda images: images[:, 0, 0] @ tf.ones((3, 10)))
+    optimizer = optimizers.Adam(weight_decay=0.1)
+    if policy == "mixed_float16":
+        optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+    model.compile(optimizer, losses.DistributionLoss())
     flips, magnitude = callbacks.FlipFlopRatio(), callbacks.KernelMagnitude()
     sizes = callbacks.UpdateSize()
-    student.compile("sgd", "mse")
-    for callback in (flips, magnitude, sizes):
-        callback.set_model(student)
+    for callback in (flips, magnitude, sizes, callbacks.Gradients()):  # whose part is in the step
+        callback.set_model(model)
         callback.on_train_begin()
     kernels_of = [tf.identity(kernel) for kernel in sizes._kernels.values()]
+    batch = tf.zeros((8, 32, 32, 3)), tf.zeros(8, tf.int64)
     for function, arguments in (
+        (tf.function(model.train_step), (batch,)),
         (flips._signs.now, ()),
         (flips._signs.compare, (flips._signs.now(),)),
         (magnitude._means, ()),
