@@ -37,7 +37,7 @@ ROWS = {
 
 
 def reactnet():
-    return models.build("reactnet18", (32, 32, 3), 10, width=0.25)
+    return models.build("reactnet18", input_shape=(32, 32, 3), num_classes=10, width=0.25)
 
 
 class Losses(tf.keras.callbacks.Callback):
