@@ -73,12 +73,19 @@ class Distiller(tf.keras.Model):
         compiled = getattr(self, "compiled_metrics", None)  # once it is compiled
         return own if compiled is None else [*own, *compiled.metrics]
 
-    def compile(self, *args, **kwargs):
+    def compile(self, *args, jit_compile: bool = False, **kwargs):
+        """As Keras's; what XLA compiles are the networks, the loss and the gradients.
+
+        The check of the loss and the optimizer follow them, so that it works for every
+        optimizer, and nothing changes where the loss is not finite.
+        """
         super().compile(*args, **kwargs)
         if not self.loss:
             raise ValueError(
                 "Expected compile(loss=...), such as DistributionLoss(). Received: None"
             )
+        self._xla = bool(jit_compile)
+        self._compute = self._loss_and_gradients
         # Variables that a function makes while it is traced have it traced twice.
         if hasattr(self.optimizer, "build"):  # Keras's legacy optimizers have none
             self.optimizer.build(self.student.trainable_variables)
@@ -96,11 +103,9 @@ class Distiller(tf.keras.Model):
         return self.student(inputs, training=training)
 
     def train_step(self, data):
-        images, labels, weights = _unpack(data)
-        if self.microbatches == 1:
-            gradients = self._gradients(images, labels, weights)
-        else:
-            gradients = self._accumulated_gradients(images, labels, weights)
+        loss, gradients = self._compute(*_unpack(data))
+        with tf.control_dependencies([tf.debugging.check_numerics(loss, "loss is not finite")]):
+            gradients = [None if g is None else tf.identity(g) for g in gradients]
         optimizer = self.optimizer
         if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
             gradients = optimizer.get_unscaled_gradients(gradients)
@@ -115,20 +120,32 @@ class Distiller(tf.keras.Model):
         self._measure(labels, logits, loss, weights)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def _gradients(self, images, labels, weights) -> list[tf.Tensor]:
-        """Gradients of a batch (of the scaled loss in float16); counts it in the metrics."""
+    def make_train_function(self, force=False):
+        if self._xla and (force or self.train_function is None):
+            # Anew, since a function keeps the form it was traced in
+            function = tf.function(self._loss_and_gradients, jit_compile=True)
+            self._compute = lambda *batch: function(*batch)  # Keras would track a function
+        return super().make_train_function(force)
+
+    def _loss_and_gradients(self, images, labels, weights) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Of a batch; the gradients are those of the scaled loss in float16."""
+        if self.microbatches == 1:
+            return self._gradients(images, labels, weights)
+        return self._accumulated_gradients(images, labels, weights)
+
+    def _gradients(self, images, labels, weights) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Loss and gradients of a batch, or a part of one, which the metrics count."""
         target = self._target(images, labels)
         with tf.GradientTape() as tape:
             logits = self.student(images, training=True)
             loss = self._objective(target, labels, logits, weights)
-            loss = tf.debugging.check_numerics(loss, "loss is not finite")
             scaled = loss
             if isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
                 scaled = self.optimizer.get_scaled_loss(loss)
         self._measure(labels, logits, loss, weights)
-        return tape.gradient(scaled, self.student.trainable_variables)
+        return loss, tape.gradient(scaled, self.student.trainable_variables)
 
-    def _accumulated_gradients(self, images, labels, weights) -> list[tf.Tensor]:
+    def _accumulated_gradients(self, images, labels, weights) -> tuple[tf.Tensor, list[tf.Tensor]]:
         parts = self.microbatches
         equal = tf.debugging.assert_equal(
             tf.shape(labels)[0] % parts,
@@ -143,14 +160,16 @@ class Distiller(tf.keras.Model):
 
         def add(part, *sums):
             of_part = None if weights is None else weights[part]
-            gradients = self._gradients(images[part], labels[part], of_part)
-            return part + 1, *[a + g / parts for a, g in zip(sums, gradients, strict=True)]
+            loss, gradients = self._gradients(images[part], labels[part], of_part)
+            values = (tf.cast(loss, self._loss.dtype), *gradients)
+            return part + 1, *[a + g / parts for a, g in zip(sums, values, strict=True)]
 
-        zeros = [tf.zeros(v.shape, v.dtype) for v in self.student.trainable_variables]
-        _, *gradients = tf.while_loop(
+        zeros = [tf.zeros([], self._loss.dtype)]
+        zeros += [tf.zeros(v.shape, v.dtype) for v in self.student.trainable_variables]
+        _, loss, *gradients = tf.while_loop(
             lambda part, *_: part < parts, add, (0, *zeros), parallel_iterations=1
         )
-        return gradients
+        return loss, gradients
 
     def _target(self, images, labels):
         return labels if self._teach is None else self._teach(images)

@@ -35,6 +35,11 @@ _TENSORFLOW = ("2.19.1", "2.21.0")
 
 ATTRIBUTES = (
     *_of(
+        "tf_keras.callbacks.Callback",
+        _TF_KERAS,
+        supports_tf_logs="set: fit leaves the logs of a batch on the device",
+    ),
+    *_of(
         "tf_keras.layers.Layer",
         _TF_KERAS,
         flatten_layers="method: the layers in a layer or model, in order, nested ones too",
@@ -92,6 +97,12 @@ ATTRIBUTES = (
         "tensorflow.train.Checkpoint",
         _TENSORFLOW,
         trackable_children="method, extended: what a SavedModel is not to hold is left out",
+    ),
+    PrivateAttribute(
+        "tensorflow.python.ops.control_flow_util",
+        "GraphOrParentsInXlaContext",
+        "function: whether XLA compiles what is being traced, which gets plain operations",
+        _TENSORFLOW,
     ),
     *_of(
         "tensorflow.python.util.lazy_loader.KerasLazyLoader",

@@ -1,13 +1,17 @@
-"""The machine that this runs on: its cores and memory, and libraries kept off the terminal."""
+"""The machine that this runs on: its cores, cards and memory; libraries kept off the terminal."""
 
 import contextlib
 import ctypes
+import glob
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-__all__ = ["cores", "give_back", "quiet"]
+__all__ = ["cores", "give_back", "has_nvidia_card", "quiet"]
+
+_SMI_SECONDS = 10.0  # that nvidia-smi may take, which waits for a card that hangs
 
 
 def cores() -> int:
@@ -15,6 +19,24 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def has_nvidia_card(
+    nodes: str = "/dev/nvidia[0-9]*", command: Sequence[str] = ("nvidia-smi", "-L")
+) -> bool:
+    """Whether the machine has an NVIDIA card, whatever TensorFlow sees.
+
+    Args:
+        nodes: pattern of the files that are there for each card.
+        command: lists the cards where there are no such files, as in WSL.
+    """
+    if glob.glob(nodes):
+        return True
+    try:
+        listed = subprocess.run(command, capture_output=True, timeout=_SMI_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.stdout.startswith(b"GPU ")
 
 
 def give_back() -> None:

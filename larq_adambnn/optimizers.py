@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tensorflow as tf
 
+from larq_adambnn import kernels
 from larq_adambnn.arguments import (
     FLAG,
     TEXT,
@@ -321,6 +322,9 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
         gradient = self._decayed(gradient, variable)
         shared = self._shared(gradient.dtype)
         index = self._index_dict[self._var_key(variable)]
+        if self.amsgrad and kernels.compiled():
+            self._amsgrad_step(gradient, variable, index)
+            return
         slots = {"m": self._momentums[index].handle, "v": self._velocities[index].handle}
         update = tf.raw_ops.ResourceApplyAdam
         if self.amsgrad:
@@ -337,6 +341,19 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
             epsilon=shared["epsilon"],
             grad=gradient,
         )
+
+    def _amsgrad_step(self, gradient, variable, index):
+        """What ResourceApplyAdamWithAmsgrad does, which XLA cannot compile."""
+        shared = self._shared(gradient.dtype)
+        m, v, largest = (
+            slots[index] for slots in (self._momentums, self._velocities, self._velocity_hats)
+        )
+        m.assign_add((gradient - m) * (1 - shared["beta_1"]))
+        v.assign_add((tf.square(gradient) - v) * (1 - shared["beta_2"]))
+        largest.assign(tf.maximum(largest, v))
+        correction = tf.sqrt(1 - shared["beta_2_power"]) / (1 - shared["beta_1_power"])
+        rate = self._learning_rate_of(variable, gradient.dtype) * correction
+        variable.assign_sub(rate * m / (tf.sqrt(largest) + shared["epsilon"]))
 
     def settings(self):
         return {**super().settings(), "decoupled": self.decoupled}

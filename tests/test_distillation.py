@@ -6,7 +6,7 @@ import pytest
 import small
 import tensorflow as tf
 
-from larq_adambnn import losses
+from larq_adambnn import layers, losses, optimizers
 from larq_adambnn.distillation import Distiller
 
 
@@ -94,11 +94,62 @@ def test_microbatches_average_their_gradients():
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_loss_that_is_not_finite_stops_the_step():
-    model, student, _ = distiller()
+@pytest.mark.parametrize("jit_compile, microbatches", [(False, 1), (True, 2)])
+def test_loss_that_is_not_finite_stops_the_step(jit_compile, microbatches):
+    model, student, _ = distiller(microbatches=microbatches)
+    model.compile(tf.keras.optimizers.SGD(0.1), losses.DistributionLoss(), jit_compile=jit_compile)
     student.get_layer("classifier").set_weights([np.full((8, 10), np.nan), np.zeros(10)])
+    before = [variable.numpy() for variable in student.trainable_variables]
     with pytest.raises(tf.errors.InvalidArgumentError, match="loss is not finite"):
         model.fit(*batch(), batch_size=8, verbose=0)
+    for variable, value in zip(student.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+@pytest.mark.parametrize(
+    "policy, microbatches, tolerance",
+    # XLA's processor code keeps float32 between operations of 16 bits, which TensorFlow rounds.
+    [("float32", 2, 1e-5), ("mixed_bfloat16", 1, 0.03), ("mixed_float16", 1, 0.01)],
+)
+def test_a_compiled_step_is_the_same_step(policy, microbatches, tolerance):
+    """Without batch norm and a second sign, which enlarge rounding; in both forms of a network."""
+    tf.keras.mixed_precision.set_global_policy(policy)
+    ends = []
+    for jit_compile in (False, True):
+        tf.keras.utils.set_random_seed(0)
+        images = x = tf.keras.Input((8, 8, 2))
+        x = layers.RPReLU()(layers.BinaryConv2D(4, 3, strides=2)(layers.Shift()(x)))
+        x = tf.keras.layers.GlobalAveragePooling2D()(x)
+        student = tf.keras.Model(images, tf.keras.layers.Dense(3, dtype="float32")(x))
+        layers.binarize(student, True, False)
+        model = Distiller(
+            student,
+            lambda images: tf.reduce_mean(images, axis=(1, 2))[:, :1] * [1.0, 2.0, 3.0],
+            microbatches=microbatches,
+        )
+        optimizer = optimizers.SGD(0.5)
+        if policy == "mixed_float16":
+            optimizer = tf.keras.mixed_precision.LossScaleOptimizer(optimizer)
+        model.compile(
+            optimizer, losses.DistributionLoss(), metrics=["accuracy"], jit_compile=jit_compile
+        )
+        found = []
+        rng = np.random.default_rng(0)
+        for _ in range(2):
+            before = student.get_weights()
+            data = rng.normal(size=(8, 8, 8, 2)).astype("float32"), rng.integers(0, 3, 8)
+            history = model.fit(*data, batch_size=8, verbose=0).history
+            found.append((history, before, student.get_weights()))
+            layers.binarize(student, True, True)
+        ends.append(found)
+    for (plain, before, expected), (jitted, _, received) in zip(*ends, strict=True):
+        assert plain.keys() == jitted.keys()
+        for name in plain:
+            assert jitted[name] == pytest.approx(plain[name], rel=tolerance)
+        for a, b, c in zip(before, expected, received, strict=True):
+            update = np.abs(b - a).max()
+            assert update > 0
+            np.testing.assert_allclose(c - a, b - a, rtol=0, atol=tolerance * update)
 
 
 @pytest.mark.parametrize("options", [{"label_weight": 1.1}, {"microbatches": 0}])

@@ -226,6 +226,27 @@ def test_serialization_round_trip(name):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_compiled_by_xla_are_the_same(name):
+    start, gradients = problem(np.float32, 3)
+    ends = []
+    for jit_compile in (False, True):
+        optimizer = OPTIMIZERS[name]()
+        variables = [tf.Variable(value, name=n) for n, value in start.items()]
+        optimizer.build(variables)
+        step = tf.function(
+            lambda *values, optimizer=optimizer, variables=variables: optimizer.apply_gradients(
+                zip(values, variables, strict=True)
+            ),
+            jit_compile=jit_compile,
+        )
+        for gradient in gradients:
+            step(*[tf.constant(gradient[n]) for n in start])
+        ends.append([variable.numpy() for variable in (*variables, *optimizer.variables)])
+    for expected, received in zip(*ends, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_config_has_the_decay_that_was_set():
     optimizer = optimizers.Adam(weight_decay=0.1)
     optimizer.weight_decay.assign(0.025)

@@ -110,6 +110,11 @@ def _binarization(model) -> list[bool]:
     return [layers.is_binary(*found) for found in layers.binary_quantizers(model)]
 
 
+def _unpacked(bits: np.ndarray, shape: tf.TensorShape) -> np.ndarray:
+    """The booleans of a shape that np.packbits made into bits."""
+    return np.unpackbits(bits, count=shape.num_elements()).reshape(shape).astype(bool)
+
+
 def _weighted_mean(by_layer: Mapping[str, float], kernels: Mapping[str, tf.Variable]) -> float:
     """Mean over layers, each counting with its number of weights."""
     sizes = {name: _size(kernel) for name, kernel in kernels.items()}
@@ -117,7 +122,10 @@ def _weighted_mean(by_layer: Mapping[str, float], kernels: Mapping[str, tf.Varia
 
 
 class _Measurement(tf.keras.callbacks.Callback):
-    """A callback with the figures of each layer of the last epoch it measured."""
+    """A callback with the figures of each layer of the last epoch it measured.
+
+    An iteration is measured where its weights are: what is read from there is read once an epoch.
+    """
 
     def __init__(self):
         super().__init__()
@@ -127,6 +135,34 @@ class _Measurement(tf.keras.callbacks.Callback):
         self.by_layer[column] = by_layer
         if logs is not None:
             logs[column] = total
+
+
+class _Signs:
+    """Which binary weights of a model are at least 0, as tensors where its kernels are.
+
+    They are no variables, of which each replica would have a copy.
+
+    Attributes:
+        kernels: the latent weights by layer.
+    """
+
+    def __init__(self, model: tf.keras.Model):
+        self.kernels = binary_kernels(model)
+        self.now = tf.function(self._now, autograph=False)
+        self.compare = tf.function(self._compare, autograph=False)
+
+    def _now(self) -> list[tf.Tensor]:
+        return [kernel >= 0 for kernel in self.kernels.values()]
+
+    def _compare(self, before: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The signs now, and how many of each layer are others than before (int64)."""
+        now = self._now()
+        # Not int32, whose sums TensorFlow takes to the processor.
+        changes = [
+            tf.reduce_sum(tf.cast(tf.not_equal(*pair), tf.int64))
+            for pair in zip(before, now, strict=True)
+        ]
+        return now, tf.stack(changes) if changes else tf.zeros(0, tf.int64)
 
 
 class FlipFlopRatio(_Measurement, Stateful):
@@ -144,33 +180,18 @@ class FlipFlopRatio(_Measurement, Stateful):
 
     def on_train_begin(self, logs=None):
         check_each_iteration(self)
-        self._kernels = binary_kernels(self.model)
-        self._signs = [tf.Variable(k >= 0, trainable=False) for k in self._kernels.values()]
-        self._flips = tf.Variable(
-            tf.zeros(len(self._kernels), tf.int64), trainable=False, name="flips"
-        )
+        self._signs = _Signs(self.model)
         self._running = False
-        if self._kernels:
-            self._update = tf.function(self._count, autograph=False).get_concrete_function()
         super().on_train_begin(logs)
-
-    def _count(self):
-        flips = []
-        for sign, kernel in zip(self._signs, self._kernels.values(), strict=True):
-            new = kernel >= 0
-            flips.append(tf.reduce_sum(tf.cast(tf.not_equal(sign, new), tf.int32)))
-            sign.assign(new)
-        self._flips.assign_add(tf.cast(tf.stack(flips), tf.int64))
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
-        self._begun = False
+        self._before = None
 
     def on_train_batch_begin(self, batch, logs=None):
-        if not self._begun and self._kernels:  # other callbacks may set weights before
-            for sign, kernel in zip(self._signs, self._kernels.values(), strict=True):
-                sign.assign(kernel >= 0)
-        self._begun = self._running = True
+        if self._before is None:  # other callbacks may set weights before
+            self._before = self._signs.now()
+        self._running = True
 
     def on_train_batch_end(self, batch, logs=None):
         self.settle()
@@ -179,18 +200,19 @@ class FlipFlopRatio(_Measurement, Stateful):
         if not self._running:
             return
         self._running = False
-        if self._kernels:
-            self._update()
+        self._before, changes = self._signs.compare(self._before)
+        self._flips += changes
         self._iterations += 1
 
     def on_epoch_end(self, epoch, logs=None):
-        flips = dict(zip(self._kernels, self._flips.numpy().tolist(), strict=True))
+        kernels = self._signs.kernels
+        flips = dict(zip(kernels, self._flips.numpy().tolist(), strict=True))
         iterations = max(1, self._iterations)
-        ratios = {n: flips[n] / (_size(k) * iterations) for n, k in self._kernels.items()}
-        self._log(logs, "ff_ratio", ratios, _weighted_mean(ratios, self._kernels))
+        ratios = {n: flips[n] / (_size(k) * iterations) for n, k in kernels.items()}
+        self._log(logs, "ff_ratio", ratios, _weighted_mean(ratios, kernels))
 
     def reset(self):
-        self._flips.assign(tf.zeros_like(self._flips))
+        self._flips = tf.zeros(len(self._signs.kernels), tf.int64)
         self._iterations = 0
 
     def get_state(self) -> dict[str, np.ndarray]:
@@ -200,7 +222,7 @@ class FlipFlopRatio(_Measurement, Stateful):
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         super().set_state(state)
-        self._flips.assign(state["flips"])
+        self._flips = tf.constant(state["flips"], tf.int64)
         self._iterations = int(state["iterations"])
 
 
@@ -215,13 +237,10 @@ class CorrelationToInitialization(_Measurement, Stateful):
     """
 
     def on_train_begin(self, logs=None):
-        self._kernels = binary_kernels(self.model)
-        self._initial = {"run": self._bits(), "step": self._bits()}
+        self._signs = _Signs(self.model)
+        self._initial = dict.fromkeys(("run", "step"), self._signs.now())
         self._form = _binarization(self.model)
         super().on_train_begin(logs)
-
-    def _bits(self) -> list[np.ndarray]:
-        return [np.packbits(kernel.numpy() >= 0) for kernel in self._kernels.values()]
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
@@ -233,23 +252,20 @@ class CorrelationToInitialization(_Measurement, Stateful):
         self._begun = True  # other callbacks may switch the model before the first batch
         form = _binarization(self.model)
         if form != self._form:
-            self._form, self._initial["step"] = form, self._bits()
+            self._form, self._initial["step"] = form, self._signs.now()
 
     def on_epoch_end(self, epoch, logs=None):
-        now = self._bits()
+        kernels = self._signs.kernels
         for column, start in (("c2i_ratio", "run"), ("c2i_step_ratio", "step")):
-            ratios = {
-                name: 1 - int.from_bytes(old ^ new, "little").bit_count() / _size(kernel)
-                for (name, kernel), old, new in zip(
-                    self._kernels.items(), self._initial[start], now, strict=True
-                )
-            }
-            self._log(logs, column, ratios, _weighted_mean(ratios, self._kernels))
+            _, changes = self._signs.compare(self._initial[start])
+            changes = dict(zip(kernels, changes.numpy().tolist(), strict=True))
+            ratios = {name: 1 - changes[name] / _size(k) for name, k in kernels.items()}
+            self._log(logs, column, ratios, _weighted_mean(ratios, kernels))
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The signs at the start of the training and of the paper's step, as bits."""
         bits = {
-            f"{start}/{index}": layer
+            f"{start}/{index}": np.packbits(layer.numpy())
             for start, by_layer in self._initial.items()
             for index, layer in enumerate(by_layer)
         }
@@ -257,8 +273,11 @@ class CorrelationToInitialization(_Measurement, Stateful):
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         super().set_state(state)
-        for start, by_layer in self._initial.items():
-            self._initial[start] = [state[f"{start}/{index}"] for index in range(len(by_layer))]
+        for start in self._initial:
+            self._initial[start] = [
+                tf.constant(_unpacked(state[f"{start}/{index}"], kernel.shape))
+                for index, kernel in enumerate(self._signs.kernels.values())
+            ]
         self._form = state["form"].tolist()
 
 
@@ -320,11 +339,19 @@ class KernelMagnitude(_Measurement):
     the totals are their means over the layers.
     """
 
+    def on_train_begin(self, logs=None):
+        self._kernels = binary_kernels(self.model)
+        self._means = tf.function(self._measure, autograph=False)
+
+    def _measure(self) -> list[tf.Tensor]:
+        return [
+            tf.reduce_mean(tf.abs(kernel), axis=list(range(kernel.shape.rank - 1)))
+            for kernel in self._kernels.values()
+        ]
+
     def on_epoch_end(self, epoch, logs=None):
-        means = {
-            name: absolute_means(kernel.numpy())
-            for name, kernel in binary_kernels(self.model).items()
-        }
+        means = zip(self._kernels, (cams.numpy() for cams in self._means()), strict=True)
+        means = dict(means)
         for column, statistic in (("cam", np.mean), ("sdam", np.std)):
             values = {name: float(statistic(cams)) for name, cams in means.items()}
             self._log(logs, column, values, sum(values.values()) / max(1, len(values)))
@@ -352,13 +379,14 @@ class UpdateSize(_Measurement, Stateful):
     def on_train_begin(self, logs=None):
         check_each_iteration(self)
         self._kernels = binary_kernels(self.model)
-        self._sizes = tf.function(self._measure, autograph=False)
+        self._add = tf.function(self._measure, autograph=False)
         self._before = None
         super().on_train_begin(logs)
 
-    def _measure(self, before):
+    def _measure(self, before, sums):
         pairs = zip(self._kernels.values(), before, strict=True)
-        return [tf.reduce_mean(tf.abs(new - old)) for new, old in pairs]
+        sizes = [tf.reduce_mean(tf.abs(new - old)) for new, old in pairs]
+        return sums + tf.cast(tf.stack(sizes), tf.float64) if sizes else sums
 
     def on_train_batch_begin(self, batch, logs=None):
         if batch % self.every == 0:
@@ -369,27 +397,28 @@ class UpdateSize(_Measurement, Stateful):
 
     def settle(self):
         if self._before is not None:
-            self._sums += [size.numpy() for size in self._sizes(self._before)]
+            self._sums = self._add(self._before, self._sums)
             self._iterations += 1
             self._before = None
 
     def on_epoch_end(self, epoch, logs=None):
-        sizes = dict(zip(self._kernels, self._sums / max(1, self._iterations), strict=True))
-        sizes = {name: float(size) for name, size in sizes.items()}
+        sizes = dict(zip(self._kernels, self._sums.numpy().tolist(), strict=True))
+        sizes = {name: size / max(1, self._iterations) for name, size in sizes.items()}
         self._log(logs, "update_size", sizes, _weighted_mean(sizes, self._kernels))
 
     def reset(self):
-        self._sums = np.zeros(len(self._kernels))
+        self._sums = tf.zeros(len(self._kernels), tf.float64)
         self._iterations = 0
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The update sizes so far in the epoch."""
-        counts = {"sums": self._sums, "iterations": np.int64(self._iterations)}
+        counts = {"sums": self._sums.numpy(), "iterations": np.int64(self._iterations)}
         return {**super().get_state(), **counts}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         super().set_state(state)
-        self._sums, self._iterations = state["sums"].copy(), int(state["iterations"])
+        self._sums = tf.constant(state["sums"], tf.float64)
+        self._iterations = int(state["iterations"])
 
 
 class Gradients(_Measurement, Stateful):
@@ -462,8 +491,7 @@ class Gradients(_Measurement, Stateful):
         for index, alive in enumerate(self._alive):
             self._squares[index].assign(state["squares"][index])
             self._counts[index].assign(state["counts"][index])
-            bits = np.unpackbits(state[f"alive/{index}"], count=_size(alive))
-            alive.assign(bits.reshape(alive.shape).astype(bool))
+            alive.assign(_unpacked(state[f"alive/{index}"], alive.shape))
 
 
 def _key(variable) -> str:

@@ -234,6 +234,7 @@ class RateSchedule(tf.keras.callbacks.Callback):
         by_epoch: bool = False,
     ):
         super().__init__()
+        self._supports_tf_logs = True  # as those of a `Stateful`
         expect("learning_rate", learning_rate, number(above=0))
         expect("epochs", epochs, _PERIODS)
         expect("shape", shape, one_of(*_SHAPES))
@@ -261,13 +262,17 @@ class RateSchedule(tf.keras.callbacks.Callback):
         self._steps = self.params.get("steps") or 1
         # A rate that came from the host at each iteration would have to wait for the device.
         self._rates = tf.Variable(tf.zeros([self._steps], self._rate.dtype), trainable=False)
+        each = self.model.distribute_strategy.experimental_local_results
+        self._of_replicas = list(zip(each(self._rate), each(self._rates), strict=True))
 
     def on_epoch_begin(self, epoch, logs=None):
         start = epoch * self._steps
         self._rates.assign([self.rate(start + i, self._steps) for i in range(self._steps)])
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._rate.assign(self._rates.read_value()[0 if self.by_epoch else batch])
+        for rate, rates in self._of_replicas:  # each has its own, so that nothing is copied
+            with tf.device(rate.device):
+                rate.assign(rates.read_value()[0 if self.by_epoch else batch])
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:

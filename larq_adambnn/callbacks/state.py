@@ -26,11 +26,16 @@ class Stateful(tf.keras.callbacks.Callback):
     During a `fit` the model's tf.train.Checkpoint holds it too, so that
     `tf.keras.callbacks.BackupAndRestore` keeps it, wherever in the list of callbacks that
     one is.  A subclass calls this class's methods in its own `on_train_begin` (last) and
-    `on_epoch_begin` (first).
+    `on_epoch_begin` (first).  The logs of a batch that it gets are tensors.
 
     Raises:
         ValueError: at the start of `fit`, when it has two callbacks of one such class.
     """
+
+    def __init__(self):
+        super().__init__()
+        # Keras would read the logs from the device after each iteration for it.
+        self._supports_tf_logs = True
 
     def on_train_begin(self, logs=None):
         self._epoch: int | None = None  # that the state is of

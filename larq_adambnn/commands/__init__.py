@@ -80,7 +80,10 @@ def _main(arguments: list[str]) -> int:
         with quiet():
             importlib.import_module("tensorflow").get_logger().setLevel("ERROR")
         from larq_adambnn import progress
+        from larq_adambnn.runs import strategies
 
+        with quiet():  # what CUDA says where there is none
+            strategies.prepare(config)
         progress.show()
         module = _MODULES.get(config.mode, config.mode)
         importlib.import_module(f"{__name__}.{module}").main(config)

@@ -192,8 +192,9 @@ class Dataset:
         def prepare(image, key):
             return self.preparation.for_training(image, key, settings)
 
-        read = self._read(source, epochs.flat_map(batches), stream, local, prepare)
-        return _ahead(read.map(self._mix))
+        mix = self._mix if settings.mixes else None
+        read = self._read(source, epochs.flat_map(batches), stream, local, prepare, mix)
+        return _ahead(read.map(lambda keys, images, labels: (images, labels)))
 
     def examples(self, count: int, split: str = "") -> tuple[np.ndarray, np.ndarray]:
         """The first (images, labels) of a split, prepared for evaluation.
@@ -260,9 +261,10 @@ class Dataset:
         read = self._read(source, schedule, stream, size, prepare)
         return _ahead(read.map(strip))
 
-    def _read(self, source, schedule, stream, size, finish) -> tf.data.Dataset:
+    def _read(self, source, schedule, stream, size, finish, mix=None) -> tf.data.Dataset:
         """Batches (keys, images, labels) of what a schedule of (keys, indices) asks for.
 
+        `finish` makes the pixels of each image, and `mix` those of each pair from both of them.
         An example that cannot be read is missing in what comes back, which comparing the
         keys shows; the index that was asked for leads to its name.  The padding that ends
         every epoch always comes back, so that there is something to compare.
@@ -302,7 +304,13 @@ class Dataset:
         read = stream.map(example, num_parallel_calls=cores(), deterministic=True)
         if source.stream is None:
             read = read.ignore_errors()  # those of a user's own stream come with his message
-        read = read.batch(size, drop_remainder=True)
+        if mix is None:
+            read = read.batch(size, drop_remainder=True)
+        else:  # an epoch and its padding are even, so that no pair is of two epochs
+            read = read.batch(2, drop_remainder=True)
+            read = read.map(mix, num_parallel_calls=cores(), deterministic=True)
+            read = read.batch(size // 2, drop_remainder=True)
+            read = read.map(lambda *of_pairs: [_joined(x) for x in of_pairs])
         checked = tf.data.Dataset.zip(schedule, read).map(check)
         return checked.filter(lambda keys, images, labels: keys[0, 1] != _NOTHING)
 
@@ -313,11 +321,11 @@ class Dataset:
             line += " (bad_images=skip leaves such images out, mode=check_data lists them)"
         return (_MARK + line).encode(errors="replace")
 
-    def _mix(self, keys, images, labels):
-        settings = self.settings
-        if settings.mixes:
-            images = mixing.mix(images, keys, mixup=settings.mixup, cutmix=settings.cutmix)
-        return images, labels
+    def _mix(self, keys, indices, images, labels):
+        """Mixes the images of a pair by the key of its first, whatever batch it is in."""
+        mixup, cutmix = self.settings.mixup, self.settings.cutmix
+        images = mixing.mix(images, keys[0], mixup=mixup, cutmix=cutmix)
+        return keys, indices, images, labels
 
 
 def take(batches: tf.data.Dataset, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -359,6 +367,11 @@ def _key(seed: int, epoch: tf.Tensor | int, index: tf.Tensor) -> tf.Tensor:
     """The seeds (..., 2) of the images at indices (...) in an epoch."""
     high = tf.where(index == _NOTHING, tf.constant(_NOTHING, tf.int64), _high(seed, epoch))
     return tf.stack([high, index], axis=-1)
+
+
+def _joined(pairs: tf.Tensor) -> tf.Tensor:
+    """(N, 2, ...) to (2 N, ...)."""
+    return tf.reshape(pairs, [2 * pairs.shape[0], *pairs.shape[2:]])
 
 
 def _ahead(batches: tf.data.Dataset) -> tf.data.Dataset:

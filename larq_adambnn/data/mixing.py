@@ -1,4 +1,4 @@
-"""mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) of the images of a batch.
+"""mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) of the two images of a pair.
 
 The teacher sees the mixed images and says what they show, so no labels are mixed: an
 image keeps its own, for the training accuracy alone.
@@ -9,29 +9,23 @@ import tensorflow as tf
 __all__ = ["mix", "share"]
 
 
-def mix(images: tf.Tensor, seeds: tf.Tensor, *, mixup: float, cutmix: float) -> tf.Tensor:
-    """Mixes each image with its neighbour: the first with the second, and so on.
-
-    The numbers of a pair come from the seed of its first image, so that they do not
-    depend on how a batch is divided among workers.
+def mix(images: tf.Tensor, seed: tf.Tensor, *, mixup: float, cutmix: float) -> tf.Tensor:
+    """Mixes the two images of a pair with each other.
 
     Args:
-        images: (B, H, W, C), B even.
-        seeds: int64 (B, 2).
+        images: float32 (2, H, W, C).
+        seed: int64 (2,).
         mixup, cutmix: as in `share`.
+
+    Returns:
+        Tensor of the images' shape.
     """
-    if not mixup and not cutmix:
-        return images
-    height, width = images.shape[1:3]
-    shares = tf.map_fn(
-        lambda seed: share(height, width, seed, mixup=mixup, cutmix=cutmix),
-        seeds[::2],
-        fn_output_signature=tf.float32,
-    )
-    shares = tf.repeat(shares, 2, axis=0)
-    neighbours = tf.reshape(images, [-1, 2, *images.shape[1:]])[:, ::-1]
-    neighbours = tf.reshape(neighbours, tf.shape(images))
-    return shares * images + (1 - shares) * neighbours
+    first, second = images[0], images[1]
+    height, width, channels = first.shape
+    stays = share(height, width, seed, mixup=mixup, cutmix=cutmix)
+    stays = tf.repeat(stays, channels, axis=-1)  # products that broadcast take 5 times as long
+    goes = 1 - stays
+    return tf.stack([stays * first + goes * second, stays * second + goes * first])
 
 
 def share(height: int, width: int, seed: tf.Tensor, *, mixup: float, cutmix: float) -> tf.Tensor:

@@ -51,6 +51,7 @@ class Checkpoint(tf.keras.callbacks.Callback):
         every: int = 0,
     ):
         super().__init__()
+        self._supports_tf_logs = True  # as those of a `callbacks.state.Stateful`
         self.run = run
         self.iterations_per_epoch = iterations_per_epoch
         self.callbacks = [c for c in callbacks if hasattr(c, "get_state")]

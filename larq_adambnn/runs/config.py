@@ -328,6 +328,14 @@ class Config:
         "that have it (such as AVX-512 BF16) some time for wide networks; float16 is for GPUs.",
         choices=("float32", "bfloat16", "float16"),
     )
+    jit_compile: bool = _run(
+        False, "Compile the training's networks, loss and gradients with XLA, for GPUs."
+    )
+    tf32: bool = _run(
+        False,
+        "Multiply float32 in TensorFloat-32 on GPUs that have it: several times as fast, with 10 "
+        "bits of the mantissa instead of 23.",
+    )
     strategy: str = _run(
         "one",
         "Devices: one; mirrored, all of this machine; multi_worker, the machines in TF_CONFIG.",
@@ -559,8 +567,13 @@ def check(config: Config) -> Config:
         )
         _require(
             not config.sync_batch_norm
-            or (config.microbatches == 1 and config.precision == "float32"),
-            "--sync_batch_norm: expected --microbatches=1 and --precision=float32 with it",
+            or (
+                config.microbatches == 1
+                and config.precision == "float32"
+                and not config.jit_compile
+            ),
+            "--sync_batch_norm: expected --microbatches=1, --precision=float32 and no "
+            "--jit_compile with it",
         )
     if mode == "analyze":
         _require(

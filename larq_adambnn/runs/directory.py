@@ -67,6 +67,7 @@ class Run:
         self.snapshots = self.checkpoints / "snapshots"
         self.analysis = self.directory / "analysis.json"
         self.left_out = self.directory / "left_out.json"
+        self.devices = self.directory / "devices.txt"
         self._taken: tuple | None = None  # what `_identity` was when this process took it
 
     def weights(self, step: int) -> pathlib.Path:
@@ -76,6 +77,19 @@ class Run:
     def last_step(self) -> int:
         """The last finished step: 2, 1, or 0 when there is none."""
         return max((step for step in (1, 2) if self.weights(step).is_file()), default=0)
+
+    def read_devices(self) -> list[str]:
+        """The devices that trained it, one after the other; none of a run made before 1.1."""
+        if not self.devices.exists():
+            return []
+        return self.devices.read_text(encoding="utf-8", errors="replace").splitlines()
+
+    def add_devices(self, line: str) -> None:
+        """Adds a line to devices.txt, unless it says so already."""
+        lines = self.read_devices()
+        if lines[-1:] != [line]:
+            with self.replace(self.devices) as path:
+                path.write_text("\n".join([*lines, line]) + "\n", encoding="utf-8")
 
     def read_metrics(self) -> list[dict[str, float]]:
         """The rows of metrics.csv; empty cells are left out.

@@ -109,6 +109,7 @@ class Recorder(tf.keras.callbacks.Callback):
 
     def __init__(self, run: Run, config: Config, dataset: Dataset, epochs: Sequence[int]):
         super().__init__()
+        self._supports_tf_logs = True  # as those of a `callbacks.state.Stateful`
         self.run, self.config, self.epochs = run, config, epochs
         self.measurements = [
             callbacks.FlipFlopRatio(),
@@ -142,11 +143,11 @@ class Recorder(tf.keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._kernel is not None and batch == self.params["steps"] - 1:
-            self._before = self._kernel.numpy()
+            self._before = tf.identity(self._kernel)
 
     def on_train_batch_end(self, batch, logs=None):
         if self._before is not None:
-            self._update = self._kernel.numpy() - self._before
+            self._update = self._kernel - self._before
 
     def on_epoch_end(self, epoch, logs=None):
         step, in_step = position(epoch, self.epochs)
@@ -174,7 +175,7 @@ class Recorder(tf.keras.callbacks.Callback):
         # Every worker takes part in reading the variables; the chief writes.
         arrays = {f"weights/{i}": v for i, v in enumerate(self.model.student.get_weights())}
         if self._update is not None:
-            arrays["update"] = self._update
+            arrays["update"] = self._update.numpy()
         if self._chief:
             path = self.run.snapshots / f"step{step}_epoch{epoch:04d}.npz"
             with self.run.replace(path) as temporary, temporary.open("wb") as file:

@@ -101,6 +101,8 @@ def write(run: Run, config: Config) -> None:
         "",
         *(f"![{path.stem}](plots/{path.name})" for path in plots),
     ]
+    if run.devices.exists():
+        lines += ["", f"Trained on {', then '.join(run.read_devices())}."]
     for path in (run.export, run.export_int8):
         if path.exists():
             lines += ["", *_export(run, path)]

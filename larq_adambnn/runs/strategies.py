@@ -1,17 +1,100 @@
-"""--strategy and --precision: which devices train, and in which arithmetic."""
+"""--strategy, --precision and --tf32: which devices train, and in which arithmetic."""
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
 from larq_adambnn.data import Dataset
 from larq_adambnn.errors import UsageError
+from larq_adambnn.machine import cores, has_nvidia_card
 from larq_adambnn.runs.config import Config
 
-__all__ = ["build", "distribute", "explained", "is_chief", "precision", "wait_for_all"]
+__all__ = [
+    "build",
+    "card_notes",
+    "described",
+    "devices",
+    "distribute",
+    "explained",
+    "is_chief",
+    "precision",
+    "prepare",
+    "wait_for_all",
+]
+
+
+def prepare(config: Config) -> None:
+    """Lets several runs share a card, and sets --tf32; call it before TensorFlow computes."""
+    for card in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):  # it is in use already
+            tf.config.experimental.set_memory_growth(card, True)
+    tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
+
+
+def devices(strategy: tf.distribute.Strategy) -> str:
+    """What a strategy computes on, such as "GPU:0 (NVIDIA A100-SXM4-40GB)"."""
+    cards = _cards()
+    if not isinstance(
+        strategy, tf.distribute.MirroredStrategy | tf.distribute.MultiWorkerMirroredStrategy
+    ):
+        return described([next(iter(cards), "CPU")], cards)
+    names = [":".join(name.rsplit(":", 2)[1:]) for name in strategy.extended.worker_devices]
+    return described(names, cards, workers=strategy.num_replicas_in_sync // len(names))
+
+
+def _cards() -> dict[str, str]:
+    """Models of the GPUs that TensorFlow sees, by its names of them."""
+    details = tf.config.experimental.get_device_details
+    return {
+        f"GPU:{index}": details(card).get("device_name", "unknown")
+        for index, card in enumerate(tf.config.list_physical_devices("GPU"))
+    }
+
+
+def described(names: Sequence[str], cards: Mapping[str, str], workers: int = 1) -> str:
+    """One line on some devices.
+
+    Args:
+        names: of the devices, such as GPU:0; processors begin with CPU.
+        cards: the model of each GPU by its name.
+        workers: machines that have such devices.
+    """
+    processors = [name for name in names if name not in cards]
+    parts = [f"{name} ({cards[name]})" for name in names if name in cards]
+    if processors:
+        count = cores()
+        parts.append(f"{', '.join(processors)} ({count} {'core' if count == 1 else 'cores'})")
+    return ", ".join(parts) + (f" on each of {workers} workers" if workers > 1 else "")
+
+
+def card_notes(
+    strategy: str,
+    cards: Sequence[str] | None = None,
+    has_card: Callable[[], bool] = has_nvidia_card,
+    environment: Mapping[str, str] = os.environ,
+) -> list[str]:
+    """A line for cards that a training could use and does not.
+
+    Args:
+        strategy: --strategy.
+        cards: names of the GPUs that TensorFlow sees; by default it is asked.
+        has_card: whether the machine has one.
+        environment: its CUDA_VISIBLE_DEVICES may hide them on purpose.
+    """
+    cards = list(_cards()) if cards is None else cards
+    if len(cards) > 1 and strategy == "one":
+        return [f"--strategy: one uses {cards[0]} of {len(cards)} GPUs; mirrored uses all of them"]
+    hidden = environment.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    if cards or hidden or not has_card():
+        return []
+    return [
+        "this machine has an NVIDIA GPU that TensorFlow does not see, so the CPU trains; "
+        "`pip install -r requirements-gpu.txt` (of the package: its extra `gpu`) installs CUDA "
+        "for it, beside the driver"
+    ]
 
 
 def build(config: Config) -> tf.distribute.Strategy:
@@ -20,6 +103,7 @@ def build(config: Config) -> tf.distribute.Strategy:
     Raises:
         UsageError: devices that do not exist, or no TF_CONFIG for several workers.
     """
+    prepare(config)
     if config.strategy == "mirrored":
         _make_logical_cpus(config.devices)
         available = [

@@ -58,11 +58,16 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
     check_own(config, dataset)
     if exported:
         exporting.check_network(config, dataset)
-    notes = advice.notes(config, dataset, strategy.num_replicas_in_sync)
+    notes = strategies.card_notes(config.strategy)
+    notes += advice.notes(config, dataset, strategy.num_replicas_in_sync)
     with strategy.scope(), strategies.explained():  # before there is a directory
         finished = _finished(config, Run(config.output_dir))
         teacher = None if finished else _given_teacher(config, dataset)
     with _opened(config, strategy) as run:
+        if not finished and strategies.is_chief(strategy):
+            used = strategies.devices(strategy)
+            print(f"devices: {used}", flush=True)
+            run.add_devices(used)
         with strategy.scope(), strategies.explained():
             _fit(config, run, dataset, teacher, notes)
         if not strategies.is_chief(strategy):
@@ -209,7 +214,11 @@ def compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distille
             label_smoothing=config.label_smoothing,
             microbatches=config.microbatches,
         )
-        model.compile(optimizer=_optimizer(config, student), loss=_loss(config))
+        model.compile(
+            optimizer=_optimizer(config, student),
+            loss=_loss(config),
+            jit_compile=config.jit_compile,
+        )
     return model
 
 

@@ -288,6 +288,7 @@ def test_a_bad_image_stops_with_its_name_and_the_reason(tmp_path, victim):
     dataset = load(folder)
     for split, stream in (
         ("train", dataset.train()),
+        ("train", load(folder, mixup=0.2).train()),
         ("train", dataset.train(1, shard=(0, 2)).concatenate(dataset.train(1, shard=(1, 2)))),
         ("val", dataset.evaluation()),
         ("val", dataset.evaluation(batch_size=100)),

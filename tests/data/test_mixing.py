@@ -11,8 +11,11 @@ def keys(count):
     return tf.constant([[3, index] for index in range(count)], tf.int64)
 
 
-def images(count, height=12, width=10):
-    return np.random.default_rng(0).random((count, height, width, 3)).astype(np.float32)
+def pairs(count, height=12, width=10):
+    """(seed, two images) of each pair."""
+    shape = (count, 2, height, width, 3)
+    images = np.random.default_rng(0).random(shape).astype(np.float32)
+    return list(zip(keys(2 * count)[::2], images, strict=True))
 
 
 def beta(seed, alpha):
@@ -22,35 +25,26 @@ def beta(seed, alpha):
     return a / (a + b), split[2]
 
 
-def test_nothing_is_mixed_when_both_are_off():
-    batch = tf.constant(images(3))
-    assert mixing.mix(batch, keys(3), mixup=0.0, cutmix=0.0) is batch
+def test_mixup_blends_the_images_of_a_pair():
+    for seed, (a, b) in pairs(4):
+        mixed = mixing.mix(tf.constant([a, b]), seed, mixup=0.8, cutmix=0.0).numpy()
+        share, _ = beta(seed, 0.8)
+        np.testing.assert_allclose(mixed[0], share * a + (1 - share) * b, atol=1e-6)
+        np.testing.assert_allclose(mixed[1], share * b + (1 - share) * a, atol=1e-6)
 
 
-def test_mixup_blends_neighbours():
-    batch, seeds = images(8), keys(8)
-    mixed = mixing.mix(tf.constant(batch), seeds, mixup=0.8, cutmix=0.0).numpy()
-    for first in range(0, 8, 2):
-        share, _ = beta(seeds[first], 0.8)
-        a, b = batch[first], batch[first + 1]
-        np.testing.assert_allclose(mixed[first], share * a + (1 - share) * b, atol=1e-6)
-        np.testing.assert_allclose(mixed[first + 1], share * b + (1 - share) * a, atol=1e-6)
-
-
-def test_cutmix_swaps_a_box_between_neighbours():
-    batch, seeds = images(16), keys(16)
-    mixed = mixing.mix(tf.constant(batch), seeds, mixup=0.0, cutmix=1.0).numpy()
-    for first in range(0, 16, 2):
-        share, place = beta(seeds[first], 1.0)
+def test_cutmix_swaps_a_box_between_the_images_of_a_pair():
+    for seed, (a, b) in pairs(8):
+        mixed = mixing.mix(tf.constant([a, b]), seed, mixup=0.0, cutmix=1.0).numpy()
+        share, place = beta(seed, 1.0)
         y, x = np.floor(tf.random.stateless_uniform((2,), place).numpy() * (12, 10)).astype(int)
         h, w = (int(side * np.sqrt(1 - share)) for side in (12, 10))
         top, left = y - h // 2, x - w // 2
         box = (slice(max(top, 0), max(top + h, 0)), slice(max(left, 0), max(left + w, 0)))
-        a, b = batch[first], batch[first + 1]
-        for index, (own, other) in enumerate([(a, b), (b, a)]):
+        for received, own, other in [(mixed[0], a, b), (mixed[1], b, a)]:
             expected = own.copy()
             expected[box] = other[box]
-            np.testing.assert_array_equal(mixed[first + index], expected)
+            np.testing.assert_array_equal(received, expected)
 
 
 def test_both_come_half_of_the_time():
@@ -73,12 +67,3 @@ def test_shares_are_beta_distributed(alpha):
     variance = 1 / (4 * (2 * alpha + 1))
     assert shares.mean() == pytest.approx(0.5, abs=5 * np.sqrt(variance / 600))
     assert shares.var() == pytest.approx(variance, rel=0.2)
-
-
-def test_pairs_do_not_depend_on_their_batch():
-    batch, seeds = images(8), keys(8)
-    whole = mixing.mix(tf.constant(batch), seeds, mixup=0.3, cutmix=1.0).numpy()
-    for start in (0, 4):
-        part = slice(start, start + 4)
-        half = mixing.mix(tf.constant(batch[part]), seeds[part], mixup=0.3, cutmix=1.0)
-        np.testing.assert_array_equal(half, whole[part])

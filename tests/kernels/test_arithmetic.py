@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from larq_adambnn import kernels
 from larq_adambnn.kernels.arithmetic import select, sums_by_channel
+from larq_adambnn.quantizers import scaled_sign
 
 
 @pytest.fixture(params=[True, False], ids=["tuned", "plain"], autouse=True)
@@ -47,6 +48,11 @@ def test_sums_are_products_only_where_tuned(tuned):
     kinds = operators(sums_by_channel, (None, 4, 3))
     assert ("MatMul" in kinds) == tuned
     assert ("Sum" in kinds) == (not tuned)
+
+
+def test_scales_need_no_product_on_a_gpu_where_tf32_would_round_it(tuned):
+    kinds = operators(scaled_sign, (3, 3, 4, 8), dtype="float32")
+    assert bool(kinds & {"MatMul", "BatchMatMulV2", "Conv2D", "Einsum"}) == tuned
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

@@ -10,10 +10,73 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from small import flags_of
+
+from larq_adambnn.runs import config, strategies
 
 REPLICAS = pathlib.Path(__file__).parents[1] / "replicas.py"
 WORKERS = 2
+
+
+A100 = {"GPU:0": "NVIDIA A100", "GPU:1": "NVIDIA A100"}
+
+
+@pytest.mark.parametrize(
+    "names, cards, workers, expected",
+    [
+        (["GPU:0"], A100, 1, "GPU:0 (NVIDIA A100)"),
+        (["GPU:0", "GPU:1"], A100, 2, "GPU:0 (NVIDIA A100), GPU:1 (NVIDIA A100) on each of 2 work"),
+        (["CPU"], {}, 1, "CPU (4 cores)"),
+        (["CPU:0", "CPU:1"], A100, 1, "CPU:0, CPU:1 (4 cores)"),
+    ],
+)
+def test_devices_are_described(monkeypatch, names, cards, workers, expected):
+    monkeypatch.setattr(strategies, "cores", lambda: 4)
+    assert strategies.described(names, cards, workers).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "cards, in_machine, environment, expected",
+    [
+        (["GPU:0"], True, {}, None),
+        ([], False, {}, None),
+        ([], True, {}, "pip install -r requirements-gpu.txt"),
+        ([], True, {"CUDA_VISIBLE_DEVICES": "0"}, "pip install -r requirements-gpu.txt"),
+        ([], True, {"CUDA_VISIBLE_DEVICES": ""}, None),
+        ([], True, {"CUDA_VISIBLE_DEVICES": "-1"}, None),
+        (["GPU:0", "GPU:1"], True, {}, "one uses GPU:0 of 2 GPUs"),
+    ],
+)
+def test_unused_cards_get_a_line(cards, in_machine, environment, expected):
+    notes = strategies.card_notes("one", cards, lambda: in_machine, environment)
+    assert len(notes) == (expected is not None)
+    assert not expected or expected in notes[0]
+
+
+def test_all_cards_are_used_by_mirrored():
+    assert strategies.card_notes("mirrored", list(A100), lambda: True, {}) == []
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_cards_are_shared_and_tf32_is_as_asked_for(monkeypatch, tf32):
+    """The cards are fakes; one of them is in use already."""
+    grown, settings = [], tf.config.experimental
+
+    def grow(card, enable):
+        if card == "used":
+            raise RuntimeError("Physical devices cannot be modified after being initialized")
+        grown.append((card, enable))
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["used", "free"])
+    monkeypatch.setattr(settings, "set_memory_growth", grow)
+    before = settings.tensor_float_32_execution_enabled()
+    try:
+        strategies.prepare(config.parse([f"--tf32={tf32}", "--mode=summary"]))
+        assert settings.tensor_float_32_execution_enabled() is tf32
+    finally:
+        settings.enable_tensor_float_32_execution(before)
+    assert grown == [("free", True)]
 
 
 def clusters():

@@ -5,6 +5,7 @@ Both run on one and the same core, in turns, on files that the system has in mem
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -17,7 +18,7 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 
-from larq_adambnn.data import Dataset, images
+from larq_adambnn.data import Dataset, images, mixing
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import Config
@@ -32,6 +33,12 @@ _QUALITY = 95  # about 80 kB at 500 x 375; the files of ImageNet have 110 kB on 
 _DECODED = 16  # images that are held in memory to measure the augmentation alone
 _PIPELINE = "pipeline: read, decode, crop, resize, flip, normalize"
 _PILLOW = "Pillow loop that does the same"
+# What the augmentation may have besides
+_MORE = {
+    "PCA lighting": {"lighting": 0.1},
+    "RandAugment, 2 operations": {"randaugment": 2},
+    "mixup or cutmix": {"mixup": 0.2, "cutmix": 1.0},
+}
 
 
 def main(config: Config) -> None:
@@ -86,7 +93,7 @@ def make_photographs(directory: pathlib.Path, count: int, quality: int = _QUALIT
 def compare(
     config: Config, *, rounds: int = _ROUNDS, seconds: float = _SECONDS
 ) -> tuple[dict[str, float], float]:
-    """Measures a folder's decoding, augmentation and pipeline, and the Pillow loop.
+    """Measures a folder's decoding, augmentations and pipeline, and the Pillow loop.
 
     Returns:
         Images a second by what was measured, and the median over the rounds of the
@@ -104,7 +111,11 @@ def compare(
     dataset = datasets.load(plain)
     measured = {
         "decode": lambda: _decoded(dataset),
-        "augmentation: crop, resize, flip, normalize": lambda: _augmented(dataset),
+        "augmentation: crop, resize, flip, normalize": functools.partial(_augmented, dataset),
+        **{
+            f"augmentation with {name}": functools.partial(_augmented, dataset, **changes)
+            for name, changes in _MORE.items()
+        },
         _PIPELINE: lambda: (len(labels) for _, labels in dataset.train()),
         _PILLOW: lambda: map(len, pillow_batches(dataset)),
     }
@@ -180,15 +191,22 @@ def _decoded(dataset: Dataset) -> Iterator[int]:
     return (len(batch) for batch in corners.batch(_BATCH).prefetch(1))
 
 
-def _augmented(dataset: Dataset) -> Iterator[int]:
+def _augmented(dataset: Dataset, **changes) -> Iterator[int]:
+    settings = dataclasses.replace(dataset.settings, **changes)
     decoded = _encoded(dataset).map(_whole(dataset)).take(_DECODED).cache().repeat().enumerate()
-    batches = decoded.map(
-        lambda index, image: dataset.preparation.for_training(
-            image, tf.stack([0, index]), dataset.settings
-        ),
-        tf.data.AUTOTUNE,
-    ).batch(_BATCH)
-    return (len(batch) for batch in batches.prefetch(1))
+
+    def augment(index, image):
+        key = tf.stack([0, index])
+        return dataset.preparation.for_training(image, key, settings), key
+
+    def mix(images, keys):
+        return mixing.mix(images, keys[0], mixup=settings.mixup, cutmix=settings.cutmix)
+
+    images = decoded.map(augment, tf.data.AUTOTUNE)
+    if settings.mixes:
+        images = images.batch(2).map(mix, tf.data.AUTOTUNE).batch(_BATCH // 2)
+        return (2 * len(pairs) for pairs in images.prefetch(1))
+    return (len(batch) for batch, _ in images.batch(_BATCH).prefetch(1))
 
 
 def pillow_batches(dataset: Dataset) -> Iterator[np.ndarray]:

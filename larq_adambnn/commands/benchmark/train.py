@@ -342,6 +342,8 @@ class _Clock:
         first.on_test_begin = self._begin_test
         last = tf.keras.callbacks.LambdaCallback(on_epoch_end=self._end)
         last.on_test_end = self._end_test
+        for ours in (first, last):
+            ours._supports_tf_logs = True  # or Keras would read the logs of each iteration
         return [first, *callbacks, last]
 
     def _count(self, name: str, hook: Callable) -> Callable:

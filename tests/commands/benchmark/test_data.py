@@ -55,13 +55,14 @@ def test_all_parts_are_compared_on_one_core(tmp_path, monkeypatch):
         or measured[-1][0],
     )
     config = settings(dataset="image_folder", data_dir=str(tmp_path))
-    speeds, ratio = benchmark.compare(config, rounds=3, seconds=0.2)
+    speeds, ratio = benchmark.compare(config, rounds=3, seconds=0.1)
     assert os.sched_getaffinity(0) == cores
-    rounds = np.array([value for value, _ in measured[:-1]]).reshape(3, 4)
+    rounds = np.array([value for value, _ in measured[:-1]]).reshape(3, 7)
     assert (rounds > 0).all()
-    assert [count for _, count in measured] == [1] * 12 + [len(cores)]
-    np.testing.assert_array_equal(list(speeds.values())[:4], np.median(rounds, 0))
-    assert ratio == np.median(rounds[:, 2] / rounds[:, 3])
+    assert [count for _, count in measured] == [1] * 21 + [len(cores)]
+    np.testing.assert_array_equal(list(speeds.values())[:7], np.median(rounds, 0))
+    assert ratio == np.median(rounds[:, 5] / rounds[:, 6])
+    assert {"lighting", "RandAugment,", "cutmix"} <= set(" ".join(speeds).split())
 
 
 def test_what_is_printed(tmp_path, monkeypatch, capsys):
