@@ -49,11 +49,12 @@ def command_lines(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in text.replace("\\\n", "").splitlines()]
 
 
-def run_commands(page: str, *, training=(), others=()) -> int:
+def run_commands(page: str, *, first=(), training=(), others=()) -> int:
     """Runs the commands of a page, which are all of main.py; returns how many there were.
 
     Args:
         page: its path, seen from the checkout.
+        first: flags before those of every command, which win over them.
         training: flags after those of the commands that train, by which they are short.
         others: flags after those of the commands of other modes.
     """
@@ -65,6 +66,7 @@ def run_commands(page: str, *, training=(), others=()) -> int:
             assert words[:2] == ["python", "main.py"], words
             arguments = words[2:]
             trains = not any(word.startswith(("--mode", "--help")) for word in arguments)
-            assert commands.main([*arguments, *(training if trains else others)]) == 0, words
+            last = training if trains else others
+            assert commands.main([*first, *arguments, *last]) == 0, words
             count += 1
     return count
