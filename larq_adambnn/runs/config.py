@@ -79,6 +79,21 @@ MODES = (
 
 # Flags that had another name, which still parses
 _FORMER_NAMES = {"checkpoint_steps": "checkpoint_iterations"}
+# Flags that hold paths, or may
+_PATHS = (
+    "run",
+    "tflite",
+    "images",
+    "source",
+    "compare",
+    "sweep",
+    "data_dir",
+    "init_from",
+    "teacher",
+    "teacher_weights",
+    "output_dir",
+    "device_profile",
+)
 _IMAGE_SIDE = 32  # the smallest the networks take
 
 
@@ -619,7 +634,8 @@ def check(config: Config) -> Config:
     if config.tflite:
         _require(
             os.path.isfile(config.tflite),
-            f"--tflite: expected a file; received {config.tflite!r}, which does not exist",
+            f"--tflite: expected a file; received {config.tflite!r}, which "
+            f"{'is none' if os.path.exists(config.tflite) else 'does not exist'}",
         )
     return config
 
@@ -823,7 +839,16 @@ def _read_run(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> list[s
 def _settings(values: flags.FlagValues) -> dict[str, Any]:
     """The flags that were given."""
     given = {name: values[name].value for name in _fields()}
+    for name in _PATHS:
+        given[name] = _expanded(given[name])
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _expanded(value):
+    """Paths with ~ as the home directory, which shells leave in --flag=~/PATH."""
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _read(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:

@@ -382,3 +382,14 @@ def test_run_that_another_version_wrote_is_refused_in_one_line(tmp_path):
     (tmp_path / "flags.cfg").write_text("--no_longer_a_flag=1\n")
     with pytest.raises(UsageError, match="no_longer_a_flag"):
         load_run(tmp_path)
+
+
+def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = parse(["--output_dir=~/a", "--data_dir=~", "--teacher=self"])
+    assert (config.output_dir, config.data_dir) == (f"{tmp_path}/a", str(tmp_path))
+    flags = ["--mode=predict", f"--run={tmp_path}", "--images=~/b.png,c.png"]
+    with pytest.raises(UsageError, match=r"--run: expected a run directory"):
+        parse(flags)
+    (tmp_path / "flags.cfg").touch()
+    assert parse(flags).images == (f"{tmp_path}/b.png", "c.png")
