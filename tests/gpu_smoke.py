@@ -27,12 +27,12 @@ STEPS, BATCH = 4, 16
 # loss from the processor's in float64, as a share.  Signs that rounding flips are within it.
 ROWS = {
     "float64": ("float64", False, False, 1e-7),
-    "float32": ("float32", False, False, 1e-2),
-    "float32, XLA": ("float32", False, True, 1e-2),
-    "float32, TF32": ("float32", True, False, 5e-2),
-    "bfloat16": ("mixed_bfloat16", False, False, 0.1),
-    "float16": ("mixed_float16", False, False, 0.1),
-    "float16, XLA": ("mixed_float16", False, True, 0.1),
+    "float32": ("float32", False, False, 5e-2),
+    "float32, XLA": ("float32", False, True, 5e-2),
+    "float32, TF32": ("float32", True, False, 0.1),
+    "bfloat16": ("mixed_bfloat16", False, False, 0.2),
+    "float16": ("mixed_float16", False, False, 0.2),
+    "float16, XLA": ("mixed_float16", False, True, 0.2),
 }
 
 

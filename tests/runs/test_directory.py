@@ -146,3 +146,11 @@ def test_metrics_that_are_none_are_named(content, tmp_path):
     run.metrics.write_text(content, errors="surrogateescape")
     with pytest.raises(UsageError, match=f"^{run.metrics}: expected"):
         run.read_metrics()
+
+
+def test_devices_are_kept_in_the_order_in_which_they_trained(tmp_path):
+    run = Run(tmp_path)
+    assert run.read_devices() == []
+    for line in ("CPU (2 cores)", "CPU (2 cores)", "GPU:0 (NVIDIA A100)", "CPU (2 cores)"):
+        run.add_devices(line)
+    assert run.read_devices() == ["CPU (2 cores)", "GPU:0 (NVIDIA A100)", "CPU (2 cores)"]

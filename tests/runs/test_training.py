@@ -46,6 +46,9 @@ def test_own_data_train_evaluate_predict_and_export(tmp_path):
     dataset = data.from_datasets(own(64), own(40), ("dark", "bright"), **options)
     training.train(config, dataset)
     run = Run(tmp_path / "run")
+    (devices,) = run.read_devices()
+    assert devices.startswith("CPU (")
+    assert f"Trained on {devices}." in run.report.read_text()
     exported = description.read(run.export)
     assert exported.class_names == ["dark", "bright"]
     assert exported.check.passed and exported.check.images == exported.check.of == 40
