@@ -15,6 +15,7 @@ from larq_adambnn.runs.config import Config
 __all__ = [
     "build",
     "card_notes",
+    "check_batch",
     "described",
     "devices",
     "distribute",
@@ -120,13 +121,17 @@ def build(config: Config) -> tf.distribute.Strategy:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     else:
         return tf.distribute.get_strategy()
+    return strategy
+
+
+def check_batch(config: Config, strategy: tf.distribute.Strategy) -> None:
+    """Raises UsageError if the batches of a training cannot be split as the config says."""
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % (replicas * config.microbatches):
         raise UsageError(
             f"--batch_size: expected a multiple of {replicas} replicas x {config.microbatches} "
             f"microbatches; received {config.batch_size}"
         )
-    return strategy
 
 
 def _make_logical_cpus(devices: tuple[str, ...]) -> None:

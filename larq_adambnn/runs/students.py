@@ -62,13 +62,18 @@ def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> t
     Raises:
         UsageError: that step is not finished, or its file cannot be read.
     """
-    step = step or run.last_step()
-    path = run.weights(step)
-    if not path.is_file():
+    last = run.last_step()
+    path = run.weights(step or last)
+    if not last:
         raise UsageError(f"--run: expected a run with a finished step; {run.directory} has none")
+    if not path.is_file():
+        raise UsageError(
+            f"--step: expected a finished step of {run.directory}; received {step}, whose weights "
+            f"({path.name}) are not there"
+        )
     student = build_student(config, dataset)
     _load_weights(student, path, "run")
-    return layers.binarize(student, *config.steps[step - 1])
+    return layers.binarize(student, *config.steps[(step or last) - 1])
 
 
 def check_own(config: Config, dataset: Dataset) -> None:

@@ -52,6 +52,7 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = strategies.build(config)
+    strategies.check_batch(config, strategy)
     teachers.check(config)
     check_initial(config, dataset)
     dataset = datasets.load(config) if dataset is None else _own(dataset, config)

@@ -17,6 +17,8 @@ from larq_adambnn.runs import config, strategies
 
 REPLICAS = pathlib.Path(__file__).parents[1] / "replicas.py"
 WORKERS = 2
+VALIDATION = ("val_loss", "val_accuracy", "val_top5_accuracy")
+ACCURACY = ("images", "top1", "top5")
 
 
 A100 = {"GPU:0": "NVIDIA A100", "GPU:1": "NVIDIA A100"}
@@ -92,7 +94,7 @@ def clusters():
         yield {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
 
 
-def losses(process):
+def result(process):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
@@ -108,20 +110,34 @@ def start(kind, environment=None):
     )
 
 
+def compare(received, expected):
+    """Losses, validation columns and accuracies are those of one device."""
+    np.testing.assert_allclose(received["losses"], expected["losses"], rtol=0, atol=1e-8)
+    assert received.keys() == expected.keys()
+    for name in VALIDATION:
+        assert received[name] == pytest.approx(expected[name], rel=0, abs=1e-6)
+    assert [received[name] for name in ACCURACY] == [expected[name] for name in ACCURACY]
+
+
 @pytest.fixture(scope="module")
 def one_device():
-    return losses(start("one"))
+    expected = result(start("one"))
+    assert len(expected["losses"]) == 10
+    assert np.std(expected["losses"]) > 1e-3
+    assert expected["images"] == 37
+    for name, same in {"val_accuracy": "top1", "val_top5_accuracy": "top5"}.items():
+        assert 0 < expected[name] < 1
+        assert expected[name] == pytest.approx(expected[same], abs=1e-6)
+    return expected
 
 
 def test_two_devices_train_like_one(one_device):
-    np.testing.assert_allclose(losses(start("mirrored")), one_device, rtol=0, atol=1e-8)
-    assert len(one_device) == 10
-    assert np.std(one_device) > 1e-3
+    compare(result(start("mirrored")), one_device)
 
 
 def test_two_processes_train_like_one(one_device):
     for process in [start("worker", environment) for environment in clusters()]:
-        np.testing.assert_allclose(losses(process), one_device, rtol=0, atol=1e-8)
+        compare(result(process), one_device)
 
 
 def job(server, run, data_dir, *flags):
