@@ -56,8 +56,21 @@ def build_student(config: Config, dataset: Dataset) -> tf.keras.Model:
     return build(config, dataset.preparation.channels, len(dataset.class_names))
 
 
-def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> tf.keras.Model:
+def load_student(
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    step: int = 0,
+    *,
+    into: tf.keras.Model | None = None,
+) -> tf.keras.Model:
     """The trained student of a run at the end of a step, by default its last.
+
+    Args:
+        run, config, dataset: what was trained.
+        step: 1 or 2; 0 is the last that is finished.
+        into: a student of the config whose weights are not needed any more; building one
+            takes seconds.
 
     Raises:
         UsageError: that step is not finished, or its file cannot be read.
@@ -71,7 +84,7 @@ def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> t
             f"--step: expected a finished step of {run.directory}; received {step}, whose weights "
             f"({path.name}) are not there"
         )
-    student = build_student(config, dataset)
+    student = into or build_student(config, dataset)
     _load_weights(student, path, "run")
     return layers.binarize(student, *config.steps[(step or last) - 1])
 
