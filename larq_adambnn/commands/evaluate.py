@@ -42,6 +42,8 @@ def main(config: Config) -> None:
         name = directory
     with naming(config.tflite):
         accuracy = inference.evaluate(network, dataset, split, batch_size=config.eval_batch_size)
+    if not strategies.is_chief(strategy):
+        return
     print(
         f"{name}: {split} top-1 {100 * accuracy.top1:.2f} %, "
         f"top-5 {100 * accuracy.top5:.2f} % of {accuracy.images} images"
