@@ -1,29 +1,31 @@
-"""Accuracy and classes by a network, which is a Keras model or the bytes of a .tflite."""
+"""Accuracy and classes by a network, which is a Keras model or a .tflite."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.arguments import PATH, TEXT, expect, instance, names, several
+from larq_adambnn.arguments import PATH, TEXT, expect, instance, names, several, whole
 from larq_adambnn.data import Dataset, Preparation, from_files
 from larq_adambnn.data import images as image_formats
 from larq_adambnn.data.dataset import explained
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import interpreter
+from larq_adambnn.export.workers import Worker
 from larq_adambnn.files import printable
 from larq_adambnn.machine import cores
 from larq_adambnn.progress import progress
 
 __all__ = ["Accuracy", "Guess", "classify", "evaluate", "logits"]
 
-_BATCH = 16  # images
+_BATCH = 16  # images of a .tflite, or to be classified
 _TOP = 5
 
-Network = tf.keras.Model | bytes
-_NETWORK = instance((tf.keras.Model, bytes), "a Keras model or the bytes of a .tflite")
+Network = tf.keras.Model | bytes | Worker  # the last is a .tflite that is loaded
+_NETWORK = instance((tf.keras.Model, bytes, Worker), "a Keras model or the bytes of a .tflite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +50,31 @@ def logits(network: Network, batches: Iterable[np.ndarray]) -> Iterator[np.ndarr
 
     Of a network with several outputs they are the first, in the order of `Model.outputs`.
     """
-    if isinstance(network, bytes):
-        several = interpreter.predictions(network, batches, processes=cores())
+    if isinstance(network, tf.keras.Model):
+        batches = iter(batches)
+        first = next(batches)
+        signature = [tf.TensorSpec([None, *first.shape[1:]], first.dtype)]
+        first_output = tf.function(_first_output(network), signature, autograph=False)
+        for batch in itertools.chain([first], batches):
+            yield first_output(batch).numpy()
     else:
-        several = (tf.nest.flatten(network.predict_on_batch(batch)) for batch in batches)
-    for outputs in several:
-        yield outputs[0]
+        for outputs in interpreter.predictions(network, batches, processes=cores()):
+            yield outputs[0]
 
 
-def evaluate(network: Network, dataset: Dataset, split: str = "") -> Accuracy:
+def evaluate(
+    network: Network, dataset: Dataset, split: str = "", *, batch_size: int = 64
+) -> Accuracy:
     """The accuracy of a network on a split; by default on the data set's `split`.
+
+    A Keras model that was built in the scope of a tf.distribute.Strategy is evaluated on all
+    its devices.
+
+    Args:
+        network: what computes the logits.
+        dataset: with the images.
+        split: of the data set.
+        batch_size: images that a Keras model takes at a time, over all devices.
 
     Raises:
         ValueError: an argument is not what it should be, or the network's first output is none
@@ -67,8 +84,56 @@ def evaluate(network: Network, dataset: Dataset, split: str = "") -> Accuracy:
     expect("network", network, _NETWORK)
     expect("dataset", dataset, instance(Dataset, "a data.Dataset"))
     expect("split", split, TEXT)
+    expect("batch_size", batch_size, whole(1))
     _check_input(network, dataset.preparation)
     split = dataset.split_name(split)
+    of_batches = _hits_of_model if isinstance(network, tf.keras.Model) else _hits_of_file
+    total, done = np.zeros(3, np.int64), 0
+    size = len(dataset.source(split))
+    with explained(), progress(f"evaluating on {split}", "images", size) as bar:
+        for hits in of_batches(network, dataset, split, batch_size):
+            total += hits
+            bar.update(int(total[0]) - done)
+            done = int(total[0])
+    images, top1, top5 = total.tolist()
+    return Accuracy(images, top1 / images, top5 / images)
+
+
+def _hits_of_model(
+    network: tf.keras.Model, dataset: Dataset, split: str, batch_size: int
+) -> Iterator[np.ndarray]:
+    """`_hits` of batches by a model, summed over the devices of its strategy."""
+    strategy = network.distribute_strategy
+    replicas = strategy.num_replicas_in_sync
+
+    def batches(context):
+        shard = context.input_pipeline_id, context.num_input_pipelines
+        return dataset.evaluation(split, batch_size=-(-batch_size // replicas), shard=shard)
+
+    if replicas == 1:
+        batches = dataset.evaluation(split, batch_size=batch_size)
+    else:
+        batches = strategy.distribute_datasets_from_function(batches)
+    first_output = _first_output(network)
+
+    def hits(images, labels):
+        outputs = first_output(images)
+        _check_outputs(outputs, dataset.class_names)
+        return _hits(outputs, labels)
+
+    @tf.function(input_signature=batches.element_spec, autograph=False)
+    def total(images, labels):
+        return strategy.reduce("sum", strategy.run(hits, (images, labels)), axis=None)
+
+    for batch in batches:
+        yield total(*batch).numpy()
+
+
+def _hits_of_file(
+    network: bytes | Worker, dataset: Dataset, split: str, batch_size: int
+) -> Iterator[np.ndarray]:
+    """`_hits` of batches by a .tflite, which takes an image at a time."""
+    del batch_size
     labels: list[np.ndarray] = []
 
     def only_images():
@@ -76,18 +141,31 @@ def evaluate(network: Network, dataset: Dataset, split: str = "") -> Accuracy:
             labels.append(of_batch)
             yield images
 
-    images = top1 = top5 = 0
-    source = dataset.source(split)
-    with explained(), progress(f"evaluating on {split}", "images", len(source)) as bar:
-        for of_batch in logits(network, only_images()):
-            _check_outputs(of_batch, dataset.class_names)
-            expected = labels.pop(0)
-            ranking = np.argsort(-of_batch, axis=-1, kind="stable")
-            top1 += int(np.sum(ranking[:, 0] == expected))
-            top5 += int(np.sum(ranking[:, :_TOP] == expected[:, np.newaxis]))
-            images += len(expected)
-            bar.update(len(expected))
-    return Accuracy(images, top1 / images, top5 / images)
+    for outputs in logits(network, only_images()):
+        _check_outputs(outputs, dataset.class_names)
+        yield _hits(outputs, labels.pop(0)).numpy()
+
+
+def _first_output(network: tf.keras.Model):
+    """The function from images to the first of a model's outputs."""
+    return lambda images: tf.nest.flatten(network(images, training=False))[0]
+
+
+def _hits(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """[images, right ones, those whose label is among the first five], int64.
+
+    Of equal outputs the first is before the others, and NaN before all.
+
+    Args:
+        outputs: (B, num_classes).
+        labels: int64 (B,).
+    """
+    own = tf.gather(outputs, labels, batch_dims=1)[:, tf.newaxis]
+    earlier = tf.range(outputs.shape[1], dtype=labels.dtype) < labels[:, tf.newaxis]
+    before = tf.where(outputs == own, earlier, ~(outputs < own))
+    rank = tf.math.count_nonzero(before, axis=1)
+    right = [tf.math.count_nonzero(rank < first) for first in (1, _TOP)]
+    return tf.stack([tf.shape(labels, tf.int64)[0], *right])
 
 
 def classify(

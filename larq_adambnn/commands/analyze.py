@@ -1,6 +1,7 @@
 """--mode=analyze: draws what a run's files allow into RUN/plots and its report."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 
@@ -20,7 +21,7 @@ from larq_adambnn.runs.students import build_student, load_student
 
 __all__ = ["main"]
 
-_SURFACE_IMAGES = 256
+_SURFACE_IMAGES = 96  # whose losses at each point take most of the time
 _ACTIVATION_IMAGES = 64
 
 Drawn = Iterator[tuple[str, str, Figure]]  # (file name without its ending, caption, figure)
@@ -81,6 +82,11 @@ class _Analysis:
         self.snapshots = [s for s in snapshots(run) if s.step <= run.last_step()]
         self.first = next(iter(binary_kernels(self.student)), None)
 
+    @functools.cached_property
+    def spare(self) -> tf.keras.Model:
+        """A student that each figure gives the weights that it looks at."""
+        return build_student(self.config, self.dataset)
+
     def _name(self, directory) -> str:
         return Run(directory).directory.resolve().name
 
@@ -128,7 +134,7 @@ class _Analysis:
     def path(self) -> Drawn:
         if len(self.snapshots) < 2:
             return
-        model = build_student(self.config, self.dataset)
+        model = self.spare
         states, titles = [], []
         for snapshot in self.snapshots:
             snapshot.load(model)
@@ -192,7 +198,7 @@ class _Analysis:
     def activations(self) -> Drawn:
         if self.first is None or not self._ends():
             return
-        model = build_student(self.config, self.dataset)
+        model = self.spare
         inputs: dict[str, np.ndarray] = {}
         for title, snapshot in self._ends().items():
             snapshot.load(model)
@@ -210,7 +216,7 @@ class _Analysis:
     def kernels(self) -> Drawn:
         if self.first is None or not self._ends():
             return
-        model = build_student(self.config, self.dataset)
+        model = self.spare
         weights, updates = {}, {}
         for title, snapshot in self._ends().items():
             snapshot.load(model)
@@ -245,7 +251,7 @@ class _Analysis:
         found = {}
         for step in range(1, self.run.last_step() + 1):
             if self.run.weights(step).is_file():
-                model = load_student(self.run, self.config, self.dataset, step)
+                model = load_student(self.run, self.config, self.dataset, step, into=self.spare)
                 found[f"end of step {step}"] = _latent(model)
         for directory, config in self.others.items():
             run = Run(directory)

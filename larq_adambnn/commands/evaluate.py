@@ -9,8 +9,8 @@ from larq_adambnn import inference
 from larq_adambnn.data import Dataset, Description
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description, interpreter
-from larq_adambnn.export.workers import FileError
-from larq_adambnn.runs import datasets, exporting, provenance, students
+from larq_adambnn.export.workers import FileError, Worker
+from larq_adambnn.runs import datasets, exporting, provenance, strategies, students
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
 
@@ -24,6 +24,7 @@ def main(config: Config) -> None:
         UsageError: no such run, file or split, or the file takes other images.
     """
     directory = config.run or config.output_dir
+    strategy = strategies.build(config)
     tflite, exported = read_tflite(config.tflite) if config.tflite else (None, None)
     if directory:
         run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
@@ -36,18 +37,21 @@ def main(config: Config) -> None:
         check_fits(tflite, config.tflite, dataset.input_shape, dataset.class_names, source)
         network, name = tflite, config.tflite
     else:
-        network = students.load_student(Run(directory), run_config, dataset)
+        with strategy.scope():
+            network = students.load_student(Run(directory), run_config, dataset, config.step)
         name = directory
     with naming(config.tflite):
-        accuracy = inference.evaluate(network, dataset, split)
+        accuracy = inference.evaluate(network, dataset, split, batch_size=config.eval_batch_size)
+    if not strategies.is_chief(strategy):
+        return
     print(
         f"{name}: {split} top-1 {100 * accuracy.top1:.2f} %, "
         f"top-5 {100 * accuracy.top5:.2f} % of {accuracy.images} images"
     )
 
 
-def read_tflite(path: str) -> tuple[bytes, description.Description | None]:
-    """The bytes of a file that LCE's interpreter can run, and what its export.json says.
+def read_tflite(path: str) -> tuple[Worker, description.Description | None]:
+    """LCE's interpreter of a file, and what its export.json says.
 
     Raises:
         UsageError: it cannot, or the file is not the one that the export.json beside it is of.
@@ -55,8 +59,8 @@ def read_tflite(path: str) -> tuple[bytes, description.Description | None]:
     exporting.check_installed()
     tflite = pathlib.Path(path).read_bytes()
     with naming(path, ValueError):
-        interpreter.load(tflite)
-    return tflite, description.find(pathlib.Path(path), tflite)
+        network = interpreter.load(tflite)
+    return network, description.find(pathlib.Path(path), tflite)
 
 
 @contextlib.contextmanager
@@ -69,7 +73,7 @@ def naming(path: str, kind: type[Exception] = FileError) -> Iterator[None]:
 
 
 def _as_exported(
-    config: Config, tflite: bytes, exported: description.Description | None
+    config: Config, tflite: Worker, exported: description.Description | None
 ) -> Dataset:
     """The data set of the flags, prepared as the export.json beside the .tflite says."""
     prepared = exported and exported.preprocessing
@@ -89,7 +93,7 @@ def _as_exported(
 
 
 def check_fits(
-    tflite: bytes,
+    tflite: Worker,
     path: str,
     input_shape: Sequence[int],
     class_names: Sequence[str],

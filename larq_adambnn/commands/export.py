@@ -16,6 +16,7 @@ _OWN = (
     "check_images",
     "allow_float_fallback",
     "device_profile",
+    "step",
 )
 
 

@@ -8,6 +8,7 @@ from larq_adambnn.commands.evaluate import check_fits, naming, read_tflite
 from larq_adambnn.data.folder import hidden
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import selftest
+from larq_adambnn.export.workers import Worker
 from larq_adambnn.files import printable
 from larq_adambnn.inference import Guess
 from larq_adambnn.machine import quiet
@@ -49,7 +50,7 @@ def main(config: Config) -> None:
         run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
         dataset = datasets.without_images(run_config, provenance.read(Run(directory)))
         preparation, class_names = dataset.preparation, dataset.class_names
-        network = students.load_student(Run(directory), run_config, dataset)
+        network = students.load_student(Run(directory), run_config, dataset, config.step)
     with naming(config.tflite), quiet():  # libjpeg's notes do not name the file
         guesses = inference.classify(network, files, preparation, class_names)
     found = list(zip(map(printable, files), guesses, strict=True))
@@ -84,7 +85,7 @@ def image_files(paths: tuple[str, ...]) -> list[pathlib.Path]:
     return files
 
 
-def _check_itself(path: pathlib.Path, network: bytes) -> None:
+def _check_itself(path: pathlib.Path, network: Worker) -> None:
     """Raises UsageError where a file fails its self-test; it need not have one."""
     test = selftest.path(path)
     if test.is_file():

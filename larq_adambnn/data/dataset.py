@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable
 
@@ -20,8 +21,10 @@ from larq_adambnn.machine import cores
 
 __all__ = ["Dataset", "bad_example", "explained", "take"]
 
-_AHEAD = 2  # batches that are ready before they are asked for
+# Batches that are ready before they are asked for: as many as fit into so many bytes, within bounds
+_AHEAD_BYTES, _LEAST_AHEAD, _MOST_AHEAD = 2**28, 1, 2
 _EXAMPLES = 64  # that are read at a time
+_READERS = 4  # that do so, whatever the number of cores: what they have read waits in memory
 _PROBE = 64  # images that activations are measured on
 _NOTHING = -1  # the key and the index of what pads a batch
 _MARK = "bad example: "
@@ -194,7 +197,9 @@ class Dataset:
 
         mix = self._mix if settings.mixes else None
         read = self._read(source, epochs.flat_map(batches), stream, local, prepare, mix)
-        return _ahead(read.map(lambda keys, images, labels: (images, labels)))
+        return _ahead(
+            read.map(lambda keys, images, labels: (images, labels)), local, self.input_shape
+        )
 
     def examples(self, count: int, split: str = "") -> tuple[np.ndarray, np.ndarray]:
         """The first (images, labels) of a split, prepared for evaluation.
@@ -259,7 +264,7 @@ class Dataset:
             return self.preparation.for_inference(image)
 
         read = self._read(source, schedule, stream, size, prepare)
-        return _ahead(read.map(strip))
+        return _ahead(read.map(strip), size, self.input_shape)
 
     def _read(self, source, schedule, stream, size, finish, mix=None) -> tf.data.Dataset:
         """Batches (keys, images, labels) of what a schedule of (keys, indices) asks for.
@@ -270,9 +275,10 @@ class Dataset:
         every epoch always comes back, so that there is something to compare.
         """
         if stream is None:
-            stream = schedule.map(
+            parts = schedule.rebatch(_EXAMPLES) if size > _EXAMPLES else schedule
+            stream = parts.map(
                 lambda keys, indices: (keys, indices, *source.lookup(tf.maximum(indices, 0))),
-                num_parallel_calls=cores(),
+                num_parallel_calls=min(_READERS, cores()),
                 deterministic=True,
             ).unbatch()
 
@@ -374,7 +380,7 @@ def _joined(pairs: tf.Tensor) -> tf.Tensor:
     return tf.reshape(pairs, [2 * pairs.shape[0], *pairs.shape[2:]])
 
 
-def _ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
+def _ahead(batches: tf.data.Dataset, size: int, shape: tuple[int, int, int]) -> tf.data.Dataset:
     """Reads the next batches while the last one is used, without tuning how many.
 
     The thread that tunes would hold up the end of every other iterator, by as long as the
@@ -382,7 +388,8 @@ def _ahead(batches: tf.data.Dataset) -> tf.data.Dataset:
     """
     options = tf.data.Options()
     options.autotune.enabled = False
-    return batches.prefetch(_AHEAD).with_options(options)
+    fit = _AHEAD_BYTES // (4 * size * math.prod(shape))
+    return batches.prefetch(min(max(fit, _LEAST_AHEAD), _MOST_AHEAD)).with_options(options)
 
 
 def _end(size: int) -> tf.data.Dataset:

@@ -4,9 +4,11 @@ import array
 import functools
 import os
 import pathlib
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +25,29 @@ _EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # of archives made by macOS, of Synology's disks
 _VALIDATION = ("val", "validation")
 _THREADS, _CHUNK = 16, 4096  # that ask for sizes, and how many at a time
+_SETTLED = 50_000_000  # ns after a change in which another one may have the same time
+
+
+class _Folder(NamedTuple):
+    """What is in one folder, sorted.
+
+    Attributes:
+        images: their names with "/" between them; as a list they would take four times the
+            memory.
+        folders: the names of those that are not hidden.
+        below: those that the images in and below this one are in.
+        problems: of links, and of images that are no regular files.
+        others: extensions of files whose names are no image's.
+    """
+
+    images: bytes
+    folders: tuple[bytes, ...]
+    below: tuple[bytes, ...]
+    problems: tuple[Problem, ...]
+    others: Counter[bytes]
+
+
+_kept: dict[bytes, tuple[tuple, _Folder]] = {}
 
 
 def hidden(name: str) -> bool:
@@ -47,8 +72,8 @@ def splits(directory: pathlib.Path) -> tuple[str, ...]:
 
 def _images_in(folder: pathlib.Path) -> int:
     """The number of images in a folder itself."""
-    with os.scandir(os.fsencode(folder)) as entries:
-        return sum(_is_image(entry.name) for entry in entries)
+    found = _list(os.fsencode(folder))
+    return found.images.count(b"/") + bool(found.images)
 
 
 def class_names(directory: pathlib.Path) -> tuple[str, ...]:
@@ -82,14 +107,7 @@ def _check_sorted(folder: pathlib.Path) -> None:
 
 def _folders(directory: pathlib.Path, expected: str) -> tuple[str, ...]:
     try:
-        with os.scandir(directory) as entries:
-            return tuple(
-                sorted(
-                    entry.name
-                    for entry in entries
-                    if not hidden(entry.name) and _holds(entry.is_dir)
-                )
-            )
+        return tuple(map(os.fsdecode, _list(os.fsencode(directory)).folders))
     except OSError as error:
         raise UsageError(
             f"data_dir: expected {expected}; received {str(directory)!r}: {error.strerror}"
@@ -156,37 +174,65 @@ def _summary(folder: pathlib.Path, images: int, classes: int, others: Counter[by
     return line
 
 
-def _walk(folder: bytes, problems: list[Problem], others: Counter[bytes], prefix: bytes = b""):
+def _walk(
+    folder: bytes, problems: list[Problem], others: Counter[bytes], prefix: bytes = b""
+) -> Iterator[bytes]:
     """Yields the names of the images in and below a folder, sorted, relative to the folder."""
+    path = os.path.join(folder, prefix)
     try:
-        with os.scandir(os.path.join(folder, prefix)) as entries:
-            entries = sorted(entries, key=lambda entry: entry.name)
+        found = _list(path.rstrip(b"/"))
     except OSError as error:
-        problems.append(
-            Problem(printable(os.path.join(folder, prefix)), f"cannot be read: {error.strerror}")
-        )
+        problems.append(Problem(printable(path), f"cannot be read: {error.strerror}"))
         return
-    below = []
+    problems += found.problems
+    others.update(found.others)
+    if found.images:
+        yield from (prefix + name for name in found.images.split(b"/"))
+    for name in found.below:
+        yield from _walk(folder, problems, others, prefix + name + b"/")
+
+
+def _list(path: bytes) -> _Folder:
+    """What is in a folder, which is read again only if it has changed since.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = os.stat(path)
+    version = found.st_dev, found.st_ino, found.st_mtime_ns
+    kept, folder = _kept.get(path, (None, None))
+    if kept != version:
+        now = time.time_ns()
+        folder = _read(path)
+        if now - found.st_mtime_ns > _SETTLED:
+            _kept[path] = version, folder
+    return folder
+
+
+def _read(path: bytes) -> _Folder:
+    with os.scandir(path) as entries:
+        entries = sorted(entries, key=lambda entry: entry.name)
+    images, folders, below, problems, others = [], [], [], [], Counter()
     for entry in entries:
         if hidden(os.fsdecode(entry.name)):
             if not _holds(entry.is_dir):
                 others[b"hidden"] += 1
         elif _holds(entry.is_dir):
+            folders.append(entry.name)
             if entry.is_symlink() and entry.path.startswith(os.path.realpath(entry.path)):
                 problems.append(
                     Problem(printable(entry.path), "is a link to a folder that holds it")
                 )
             else:
-                below.append(prefix + entry.name + b"/")
+                below.append(entry.name)
         elif not _is_image(entry.name):
             others[os.path.splitext(entry.name)[1]] += 1
         elif _holds(entry.is_file):
-            yield prefix + entry.name
+            images.append(entry.name)
         else:
             kind = "a broken link" if entry.is_symlink() else "no regular file"
             problems.append(Problem(printable(entry.path), f"is {kind}"))
-    for name in below:
-        yield from _walk(folder, problems, others, name)
+    return _Folder(b"/".join(images), tuple(folders), tuple(below), tuple(problems), others)
 
 
 def _is_image(name: bytes) -> bool:

@@ -6,7 +6,9 @@ import os
 import pathlib
 import re
 import struct
-from collections.abc import Sequence
+import threading
+import zipfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import filelock
@@ -16,12 +18,16 @@ from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 
 from larq_adambnn.data.sources import Source, digest
 from larq_adambnn.errors import SplitError, UsageError
+from larq_adambnn.files import replace_file
+from larq_adambnn.progress import progress
 
 __all__ = ["describe", "open_tfds", "split_name", "splits"]
 
 # A record: its length (8 bytes), that one's checksum (4), the data, its checksum (4)
 _HEADER, _FOOTER = 12, 4
 _THREADS = 16  # that look for the records; the time goes into waiting for the disk
+_INDEXED = 10_000  # records or more whose places are kept; finding those of ImageNet takes minutes
+_LOOKS_SECONDS = 2.0  # between two looks at a data set that is being prepared
 # name[:version][:split]; a version is three numbers or stars
 _NAME = re.compile(r"(?P<name>[^:]*(:[\d*]+(\.[\d*]+){2})?)(:(?P<split>.+))?")
 
@@ -36,7 +42,10 @@ def split_name(dataset: str) -> tuple[str, str]:
 
 def describe(name: str, data_dir: str = "") -> tuple[tuple[str, ...], int]:
     """(class names, channels) of a TFDS data set, which need not be prepared."""
-    builder = _builder(name, data_dir)
+    return _described(_builder(name, data_dir))
+
+
+def _described(builder) -> tuple[tuple[str, ...], int]:
     image, label = _keys(builder)
     features = builder.info.features
     return tuple(features[label].names), features[image].shape[-1]
@@ -89,7 +98,7 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
     records = _Records(builder, instructions)
     if not len(records):
         raise SplitError(f"split: expected examples in {split} of {name}; there are none")
-    class_names, channels = describe(name, data_dir)
+    class_names, channels = _described(builder)
 
     def lookup(indices):
         found = tf.numpy_function(records.read, [indices], (tf.string, tf.int64), stateful=False)
@@ -123,8 +132,7 @@ class _Records:
     def __init__(self, builder, instructions):
         self._features = _features(builder)
         self._paths = [instruction.filename for instruction in instructions]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(_record_starts, instructions))
+        found = _starts(instructions)
         self._starts = np.concatenate([[], *found]).astype(np.int64)
         self._files = np.repeat(np.arange(len(found)), [len(starts) for starts in found])
 
@@ -161,8 +169,52 @@ class _Records:
         return tuple(parsed[name].numpy() for name in self._features)
 
 
+def _starts(instructions) -> list[np.ndarray]:
+    """Where each record that an instruction takes begins in its file, of each instruction.
+
+    Those of many records are kept in an index beside the files, of each file for as long as
+    its size and its time of modification are the same.
+    """
+    if not instructions:
+        return []
+    names = [_version(instruction.filename) for instruction in instructions]
+    index = pathlib.Path(instructions[0].filename)
+    index = index.with_name(f".{index.name.partition('.tfrecord')[0]}.starts.npz")
+    kept = _read_index(index)
+    missing = {n: i for n, i in zip(names, instructions, strict=True) if n not in kept}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = dict(zip(missing, pool.map(_record_starts, missing.values()), strict=True))
+    replaced = {name.split()[0] for name in found}
+    kept = {n: starts for n, starts in kept.items() if n.split()[0] not in replaced} | found
+    if missing and sum(map(len, kept.values())) >= _INDEXED:
+        with contextlib.suppress(OSError), replace_file(index) as path, path.open("wb") as file:
+            np.savez(file, **kept)  # where it may not be written, it is found each time
+    return [
+        kept[name][instruction.skip :][: instruction.take]
+        for instruction, name in zip(instructions, names, strict=True)
+    ]
+
+
+def _version(path: str) -> str:
+    """A file's name, with what is another once it has changed."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise UsageError(f"dataset: cannot read {path}: {error.strerror}") from None
+    return f"{os.path.basename(path)} {found.st_size} {found.st_mtime_ns}"
+
+
+def _read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """What an index has; nothing if it is damaged, which its archive tells."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return {}
+
+
 def _record_starts(instruction) -> np.ndarray:
-    """Where each record that an instruction takes begins in its file."""
+    """Where each record of an instruction's file begins."""
     path = instruction.filename
     starts, position = [], 0
     try:
@@ -179,8 +231,7 @@ def _record_starts(instruction) -> np.ndarray:
             f"dataset: expected a TFRecord file of {instruction.examples_in_shard:,} examples; "
             f"{path} is damaged"
         )
-    first = instruction.skip
-    return np.array(starts[first : first + instruction.take], np.int64)
+    return np.array(starts, np.int64)
 
 
 def _keys(builder) -> tuple[str, str]:
@@ -280,7 +331,7 @@ def _prepared(name: str, data_dir: str):
     if not builder.data_path.exists():
         lock = pathlib.Path(builder.data_dir).parent.with_suffix(".lock")
         try:
-            with _quiet(), filelock.FileLock(lock):
+            with _quiet(), filelock.FileLock(lock), _growth(name, builder):
                 builder = _builder(name, data_dir)  # another process may have prepared it
                 builder.download_and_prepare(download_config=_download_config(data_dir))
         except Exception as error:
@@ -294,6 +345,37 @@ def _prepared(name: str, data_dir: str):
             f"{builder.data_dir} holds {builder.info.file_format.value}"
         )
     return builder
+
+
+@contextlib.contextmanager
+def _growth(name: str, builder) -> Iterator[None]:
+    """Shows how much of a data set has been written, while it is prepared."""
+    of_name = pathlib.Path(builder.data_dir).parent
+    parts = of_name, of_name.parent / "downloads"
+    done = threading.Event()
+
+    def show():
+        with progress(f"preparing {name} in {of_name}", "MB") as bar:
+            before = sum(map(_size, parts))
+            while not done.wait(_LOOKS_SECONDS):
+                bar.update(max(0, (sum(map(_size, parts)) - before) // 2**20 - bar.n))
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _size(directory: pathlib.Path) -> int:
+    """Bytes of the files in and below a directory."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(OSError):  # it may go meanwhile
+            total += path.stat().st_size
+    return total
 
 
 def _download_config(data_dir: str):

@@ -15,6 +15,7 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.export.check import Check
 from larq_adambnn.export.device_times import Estimate, table
 from larq_adambnn.export.interpreter import load
+from larq_adambnn.export.workers import Worker
 from larq_adambnn.files import read_json, sha256
 from larq_adambnn.models import Complexity
 
@@ -35,7 +36,8 @@ __all__ = [
     "signature",
 ]
 
-_INFO_NAMES = ("export", "export_int8")  # of the .json of a run's files
+# Of the .json of a run's files
+_INFO_NAMES = ("export", "export_int8", "export_step1", "export_step1_int8")
 _RESIZE_RATIO = 256 / 224  # of the shorter side to the crop, as `data.augmentation` has it
 
 
@@ -276,7 +278,7 @@ def find(path: str | os.PathLike, tflite: bytes) -> Description | None:
     return None
 
 
-def signature(tflite: bytes) -> dict[str, Tensor | list[Tensor]]:
+def signature(tflite: bytes | Worker) -> dict[str, Tensor | list[Tensor]]:
     """`input`, `output` and `other_outputs` of a file."""
     interpreter = load(tflite)
 

@@ -13,6 +13,7 @@ from larq_adambnn.export.workers import Worker
 __all__ = ["KERNELS", "load", "predict", "predictions", "run"]
 
 _ALONE_SECONDS = 1.0  # of work, before further processes are worth their start
+_MOST_PROCESSES = 8
 
 # Options of LCE's interpreter by the kernels that they choose
 KERNELS = {
@@ -22,17 +23,20 @@ KERNELS = {
 }
 
 
-def load(tflite: bytes, **kernels: bool) -> Worker:
+def load(tflite: bytes | Worker, **kernels: bool) -> Worker:
     """LCE's interpreter of a file that takes one image, in a process of its own.
 
     Args:
-        tflite: the file's bytes; the image is (1, H, W, C) or of another rank.
+        tflite: the file's bytes; the image is (1, H, W, C) or of another rank.  One that is
+            loaded is given back, so that it goes from one use to the next.
         **kernels: options of LCE's interpreter, as in `KERNELS`.
 
     Raises:
         ImportError: larq-compute-engine is not installed.
         ValueError: the file is no TFLite model, a damaged or another one, or LCE refuses it.
     """
+    if isinstance(tflite, Worker):
+        return tflite
     worker = Worker(tflite, **kernels)
     shapes = [tuple(map(int, shape)) for shape in worker.input_shapes]
     if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][0] != 1 or not worker.output_shapes:
@@ -80,23 +84,24 @@ def run(interpreter, images: np.ndarray) -> list[np.ndarray]:
     return outputs
 
 
-def predict(tflite: bytes, images: np.ndarray) -> np.ndarray:
+def predict(tflite: bytes | Worker, images: np.ndarray) -> np.ndarray:
     """The first output, such as logits (B, num_classes), for float32 images (B, H, W, C)."""
     return run(load(tflite), images)[0]
 
 
 def predictions(
-    tflite: bytes, batches: Iterable[np.ndarray], *, processes: int = 1, **kernels: bool
+    tflite: bytes | Worker, batches: Iterable[np.ndarray], *, processes: int = 1, **kernels: bool
 ) -> Iterator[list[np.ndarray]]:
     """The outputs for each batch, in order.
 
     Args:
-        tflite: the file's bytes.
+        tflite, **kernels: see `load`.
         batches: float32 images (B, H, W, C).
-        processes: how many may work once it takes longer than they take to start.
-        **kernels: see `load`.
+        processes: how many may work once it takes longer than they take to start, of which
+            at most 8 do.
     """
     interpreter = load(tflite, **kernels)
+    processes = min(processes, _MOST_PROCESSES)
     batches, seconds = iter(batches), 0.0
     while processes == 1 or seconds < _ALONE_SECONDS:
         batch = next(batches, None)
@@ -107,8 +112,10 @@ def predictions(
         seconds += time.perf_counter() - start  # not what happens to them meanwhile
         yield outputs
     free: queue.SimpleQueue = queue.SimpleQueue()
-    for worker in (interpreter, *(load(tflite, **kernels) for _ in range(processes - 1))):
-        free.put(worker)
+    free.put(interpreter)
+
+    def start():
+        free.put(load(interpreter.tflite, **interpreter.kernels))
 
     def run_free(batch):
         worker = free.get()
@@ -118,6 +125,8 @@ def predictions(
             free.put(worker)
 
     with concurrent.futures.ThreadPoolExecutor(processes) as threads:
+        # They start side by side, while the first one goes on.
+        starts = [threads.submit(start) for _ in range(processes - 1)]
         waiting = collections.deque()
         for batch in batches:
             waiting.append(threads.submit(run_free, batch))
@@ -125,3 +134,5 @@ def predictions(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        for started in starts:
+            started.result()  # raises what kept one from it

@@ -22,6 +22,7 @@ import struct
 import numpy as np
 
 from larq_adambnn.export import interpreter
+from larq_adambnn.export.workers import Worker
 
 __all__ = ["SelfTest", "failure", "make", "path", "read"]
 
@@ -105,7 +106,7 @@ def read(content: bytes) -> SelfTest:
     )
 
 
-def failure(tflite: bytes, content: bytes) -> str:
+def failure(tflite: bytes | Worker, content: bytes) -> str:
     """What a .tflite computes otherwise here than its self-test expects; "" if nothing.
 
     Raises:

@@ -36,6 +36,9 @@ class Worker:
         tflite: the file's bytes.
         **kernels: options of LCE's Interpreter, such as use_xnnpack=True.
 
+    Attributes:
+        tflite, kernels: of the file that is open.
+
     Raises:
         ImportError: larq-compute-engine is not installed.
         FileError: the file cannot be run: it is damaged, LCE refuses it, or it takes too much
@@ -57,7 +60,7 @@ class Worker:
 
     def open(self, tflite: bytes, **kernels: bool) -> None:
         """Opens another file instead."""
-        self._size = len(tflite)
+        self.tflite, self.kernels = tflite, kernels
         vars(self).update(self._ask("open", tflite, kernels))
 
     def predict(self, images: np.ndarray) -> list[np.ndarray]:
@@ -79,7 +82,7 @@ class Worker:
             self._end()
             raise FileError(
                 f"Expected a TFLite model that LCE's interpreter can run. Received: "
-                f"{self._size:,} bytes, {answer}"
+                f"{len(self.tflite):,} bytes, {answer}"
             )
         return answer
 

@@ -68,25 +68,45 @@ class Checkpoint(tf.keras.callbacks.Callback):
         Returns:
             The number of iterations done; 0 without a checkpoint.
         """
+        strategy = tf.distribute.get_strategy()
         found = self._newest_first()
-        expected = self._expected(model) if found else {}
+        if not found:
+            return 0
+        expected = self._expected(model)
+        path = state = None
+        with strategies.together(strategy):
+            if strategies.is_chief(strategy):
+                path, state = self._newest_good(found, expected)
+        name = strategies.from_chief(strategy, path.name if path else "")
+        if not name:
+            return 0
+        with strategies.together(strategy):
+            if path is None:  # the chief's, for another worker
+                path = self.run.checkpoints / name
+                try:
+                    state = _read(path, expected)
+                except (OSError, ValueError) as error:
+                    raise UsageError(
+                        f"--output_dir: expected the checkpoint {name} that the chief resumes "
+                        f"from; here it {error}"
+                    ) from error
+        for name, variable in _variables(model).items():
+            variable.assign(state[name])
+        self.iteration = _iteration(path)
+        self._restored = state
+        return self.iteration
+
+    def _newest_good(self, found, expected) -> tuple[pathlib.Path | None, dict | None]:
+        """The first of some checkpoints that is good, and what it holds; else (None, None)."""
         for path in found:
             try:
-                state = _read(path, expected)
+                return path, _read(path, expected)
             except ValueError as error:
                 print(f"checkpoint {path.name} {error}; using the one before", file=sys.stderr)
-                if strategies.is_chief(tf.distribute.get_strategy()):
-                    self.run.check()
-                    path.rename(path.with_suffix(".damaged"))
-                continue
-            for name, variable in _variables(model).items():
-                variable.assign(state[name])
-            self.iteration = _iteration(path)
-            self._restored = state
-            return self.iteration
-        if found:
-            print("there is none before; the training begins anew", file=sys.stderr)
-        return 0
+                self.run.check()
+                path.rename(path.with_suffix(".damaged"))
+        print("there is none before; the training begins anew", file=sys.stderr)
+        return None, None
 
     def last(self) -> str:
         """One sentence on where the newest checkpoint is."""

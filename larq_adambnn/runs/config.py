@@ -118,6 +118,16 @@ class Config:
         "validation), validation, train, or a part of a TFDS split such as train[90%:]. A training "
         "is evaluated on it after each epoch, and --reload_best chooses by it.",
     )
+    step: int = _task(
+        0,
+        "Step of the run to evaluate, predict with or export; 0: the last that is finished.",
+        lower=0,
+        upper=2,
+        defines_run=False,
+    )
+    eval_batch_size: int = _task(
+        64, "Images in a batch of --mode=evaluate, over all devices.", lower=1, defines_run=False
+    )
     benchmark: str = _task(
         "data",
         "What --mode=benchmark measures.",
@@ -610,6 +620,11 @@ def check(config: Config) -> Config:
             bool(config.run or config.output_dir or (config.tflite and mode != "export")),
             f"--run: expected the directory of a run to {mode}",
         )
+    _require(
+        not config.step or (mode in ("evaluate", "predict", "export") and not config.tflite),
+        "--step: only --mode=evaluate, predict and export of a run take it; received "
+        f"{config.step} with {'--tflite' if config.tflite else f'--mode={mode}'}",
+    )
     if mode == "predict":
         _require(bool(config.images), "--images: expected image files or folders; received none")
     _require(

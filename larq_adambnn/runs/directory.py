@@ -74,6 +74,11 @@ class Run:
         """The student's weights at the end of a step (1 or 2), in Keras's HDF5 format."""
         return self.checkpoints / f"step{step}.weights.h5"
 
+    def exported(self, step: int, *, int8: bool = False) -> pathlib.Path:
+        """The .tflite of a step: model.tflite of the last one, and model_int8.tflite."""
+        of_step = "" if step in (0, self.last_step()) else f"_step{step}"
+        return self.directory / f"model{of_step}{'_int8' if int8 else ''}.tflite"
+
     def last_step(self) -> int:
         """The last finished step: 2, 1, or 0 when there is none."""
         return max((step for step in (1, 2) if self.weights(step).is_file()), default=0)

@@ -63,8 +63,8 @@ def check_network(config: Config, dataset: Dataset) -> None:
 def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Description:
     """Writes the .tflite of a finished run and what is known about it as JSON.
 
-    These are model.tflite, model.selftest.bin and export.json, or model_int8.tflite,
-    model_int8.selftest.bin and export_int8.json.
+    These are model.tflite, model.selftest.bin and export.json; with --int8 model_int8.tflite and
+    so on, and of a step before the last model_step1.tflite.
 
     Args:
         run: where the weights are.
@@ -79,12 +79,13 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
         UsageError: there is no trained network, none of it is binary, or a part of it was
             not converted (and that is not allowed).
     """
-    path = run.tflite_int8 if config.int8 else run.tflite
+    step = config.step or run.last_step()
+    path = run.exported(step, int8=config.int8)
     boards = devices(config, path)
     note = ""
     if dataset is None:
         dataset, note = _open(run, config)
-    student = students.load_student(run, config, dataset)
+    student = students.load_student(run, config, dataset, step)
     images, labels = _check_images(config, dataset, note)
     try:
         exported = export.export(
@@ -109,7 +110,6 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
     except ValueError as error:
         reason = str(error).replace("allow_float_fallback", "--allow_float_fallback")
         raise UsageError(f"--mode=export: {run.directory}: {reason}") from error
-    step = run.last_step()
     description = dataclasses.replace(
         exported.description, step=step, weights_sha256=sha256(run.weights(step))
     )

@@ -5,23 +5,28 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.data import Dataset
 from larq_adambnn.errors import UsageError
-from larq_adambnn.machine import cores, has_nvidia_card
+from larq_adambnn.machine import cores, has_nvidia_card, quiet
 from larq_adambnn.runs.config import Config
 
 __all__ = [
+    "agree",
     "build",
     "card_notes",
+    "check_batch",
     "described",
     "devices",
     "distribute",
     "explained",
+    "from_chief",
     "is_chief",
     "precision",
     "prepare",
+    "together",
     "wait_for_all",
 ]
 
@@ -117,16 +122,21 @@ def build(config: Config) -> tf.distribute.Strategy:
         strategy = tf.distribute.MirroredStrategy(list(config.devices) or None)
     elif config.strategy == "multi_worker":
         _check_tf_config()
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        with quiet():  # gRPC tells of each connection
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
     else:
         return tf.distribute.get_strategy()
+    return strategy
+
+
+def check_batch(config: Config, strategy: tf.distribute.Strategy) -> None:
+    """Raises UsageError if the batches of a training cannot be split as the config says."""
     replicas = strategy.num_replicas_in_sync
     if config.batch_size % (replicas * config.microbatches):
         raise UsageError(
             f"--batch_size: expected a multiple of {replicas} replicas x {config.microbatches} "
             f"microbatches; received {config.batch_size}"
         )
-    return strategy
 
 
 def _make_logical_cpus(devices: tuple[str, ...]) -> None:
@@ -143,30 +153,115 @@ def _check_tf_config() -> None:
     expected = (
         "--strategy=multi_worker: expected TF_CONFIG in the environment, such as "
         '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, '
-        '"task": {"type": "worker", "index": 0}}'
+        '"task": {"type": "worker", "index": 0}}, where one of the workers may be a "chief"'
     )
     try:
         settings = json.loads(os.environ.get("TF_CONFIG", ""))
-        workers = settings["cluster"]["worker"]
-        task = settings["task"]
-        valid = task["type"] == "worker" and 0 <= int(task["index"]) < len(workers)
-    except (ValueError, KeyError, TypeError):
+        cluster, task = settings["cluster"], settings["task"]
+        addresses = cluster[task["type"]]
+        valid = (
+            cluster.keys() <= {"chief", "worker"}
+            and all(isinstance(found, list) for found in cluster.values())
+            and len(cluster.get("chief", [])) <= 1
+            and 0 <= int(task["index"]) < len(addresses)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
         valid = False
     if not valid:
         raise UsageError(f"{expected}; received {os.environ.get('TF_CONFIG')!r}")
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process writes the run's files: the first worker, or the only one."""
+    """Whether this process writes the run's files: it is the chief, or the only one.
+
+    The chief is the task of that name in TF_CONFIG, or the first worker where there is none.
+    """
     resolver = strategy.cluster_resolver
-    return resolver is None or not resolver.task_type or resolver.task_id == 0
+    if resolver is None or not resolver.task_type:
+        return True
+    first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return (resolver.task_type, resolver.task_id) == (first, 0)
 
 
 def wait_for_all(strategy: tf.distribute.Strategy) -> None:
     """Returns when every worker has come here."""
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        ones = strategy.run(tf.function(lambda: tf.constant(1.0)))
-        strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
+    _exchange(strategy, "")
+
+
+def from_chief(strategy: tf.distribute.Strategy, text: str) -> str:
+    """The chief's text, on every worker."""
+    return _exchange(strategy, text)[0]
+
+
+def agree(strategy: tf.distribute.Strategy, facts: Mapping[str, Callable[[], str]]) -> None:
+    """Compares what the workers know with what the chief does.
+
+    Args:
+        strategy: of the workers.
+        facts: what gives each in a few words, by what it is called in a message; it is asked
+            where there are several workers.
+
+    Raises:
+        UsageError: a worker has another fact than the chief; the same on every worker.
+    """
+    if not _has_workers(strategy):
+        return
+    own = json.dumps({name: fact() for name, fact in facts.items()})
+    chief, *others = map(json.loads, _exchange(strategy, own))
+    for number, other in enumerate(others, start=1):
+        for name in {**chief, **other}:
+            expected, received = (which.get(name, "none") for which in (chief, other))
+            if expected != received:
+                raise UsageError(
+                    f"--strategy=multi_worker: expected the chief's {name} on every worker, "
+                    f"{expected}; received {received} on worker {number}"
+                )
+
+
+@contextlib.contextmanager
+def together(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """What every worker does for itself; if it is an error on one, it is one on all.
+
+    Raises:
+        UsageError: that of this worker, or else that of the first one that has one.
+    """
+    found = None
+    try:
+        yield
+    except UsageError as error:
+        found = error
+    reasons = _exchange(strategy, "" if found is None else str(found))
+    if found is not None:
+        raise found
+    for number, reason in enumerate(reasons):
+        if reason:
+            raise UsageError(f"--strategy=multi_worker: worker {number} stopped: {reason}")
+
+
+def _has_workers(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def _exchange(strategy: tf.distribute.Strategy, text: str) -> list[str]:
+    """The text of each worker, the chief's first; returns when every worker has come here."""
+    if not _has_workers(strategy):
+        return [text]
+    cluster = strategy.cluster_resolver.cluster_spec()
+    devices = strategy.num_replicas_in_sync // sum(map(cluster.num_tasks, cluster.jobs))
+
+    def gather(values: np.ndarray) -> np.ndarray:
+        """The rows of all workers: that of a worker's first device."""
+        given = strategy.run(tf.function(lambda: tf.constant(values[np.newaxis])))
+        rows = strategy.gather(given, axis=0).numpy()
+        return rows[::devices]
+
+    values = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+    sizes = gather(np.array([len(values)], np.int32))[:, 0]
+    rows = gather(np.pad(values, (0, max(1, sizes.max()) - len(values))))
+    return [
+        row[:size].astype(np.uint8).tobytes().decode()
+        for row, size in zip(rows, sizes, strict=True)
+    ]
 
 
 def distribute(strategy: tf.distribute.Strategy, dataset: Dataset, first_iteration: int) -> dict:
@@ -204,7 +299,12 @@ def explained() -> Iterator[None]:
     """Turns the loss of another worker into one line that says what to do."""
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+    ) as error:
         raise UsageError(
             "--strategy: expected every worker to go on; another worker stopped. Give the same "
             "command again on every worker to resume from the last checkpoint"

@@ -56,19 +56,37 @@ def build_student(config: Config, dataset: Dataset) -> tf.keras.Model:
     return build(config, dataset.preparation.channels, len(dataset.class_names))
 
 
-def load_student(run: Run, config: Config, dataset: Dataset, step: int = 0) -> tf.keras.Model:
+def load_student(
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    step: int = 0,
+    *,
+    into: tf.keras.Model | None = None,
+) -> tf.keras.Model:
     """The trained student of a run at the end of a step, by default its last.
+
+    Args:
+        run, config, dataset: what was trained.
+        step: 1 or 2; 0 is the last that is finished.
+        into: a student of the config whose weights are not needed any more; building one
+            takes seconds.
 
     Raises:
         UsageError: that step is not finished, or its file cannot be read.
     """
-    step = step or run.last_step()
-    path = run.weights(step)
-    if not path.is_file():
+    last = run.last_step()
+    path = run.weights(step or last)
+    if not last:
         raise UsageError(f"--run: expected a run with a finished step; {run.directory} has none")
-    student = build_student(config, dataset)
+    if not path.is_file():
+        raise UsageError(
+            f"--step: expected a finished step of {run.directory}; received {step}, whose weights "
+            f"({path.name}) are not there"
+        )
+    student = into or build_student(config, dataset)
     _load_weights(student, path, "run")
-    return layers.binarize(student, *config.steps[step - 1])
+    return layers.binarize(student, *config.steps[(step or last) - 1])
 
 
 def check_own(config: Config, dataset: Dataset) -> None:

@@ -24,10 +24,20 @@ from larq_adambnn.data import Dataset
 from larq_adambnn.data.dataset import explained
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import explain
-from larq_adambnn.runs import advice, datasets, exporting, recording, report, strategies, teachers
+from larq_adambnn.runs import (
+    advice,
+    agreement,
+    datasets,
+    exporting,
+    recording,
+    report,
+    strategies,
+    teachers,
+)
 from larq_adambnn.runs.checkpoint import Checkpoint
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import COLUMNS, Run, open_run
+from larq_adambnn.runs.pace import Pace
 from larq_adambnn.runs.students import check_initial, check_own, initial_student, load_student
 
 __all__ = ["compiled", "run_callbacks", "train"]
@@ -52,16 +62,22 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = strategies.build(config)
-    teachers.check(config)
-    check_initial(config, dataset)
-    dataset = datasets.load(config) if dataset is None else _own(dataset, config)
-    check_own(config, dataset)
-    if exported:
-        exporting.check_network(config, dataset)
-    notes = strategies.card_notes(config.strategy)
-    notes += advice.notes(config, dataset, strategy.num_replicas_in_sync)
+    with strategies.explained():
+        strategies.agree(strategy, agreement.flags(config))
+        with strategies.together(strategy):
+            strategies.check_batch(config, strategy)
+            teachers.check(config)
+            check_initial(config, dataset)
+            dataset = datasets.load(config) if dataset is None else _own(dataset, config)
+            check_own(config, dataset)
+            if exported:
+                exporting.check_network(config, dataset)
+            notes = strategies.card_notes(config.strategy)
+            notes += advice.notes(config, dataset, strategy.num_replicas_in_sync)
+        given = teachers.fingerprint(config)
+        strategies.agree(strategy, agreement.data(config, dataset, given))
     with strategy.scope(), strategies.explained():  # before there is a directory
-        finished = _finished(config, Run(config.output_dir))
+        finished = _finished(config, Run(config.output_dir), strategy)
         teacher = None if finished else _given_teacher(config, dataset)
     with _opened(config, strategy) as run:
         if not finished and strategies.is_chief(strategy):
@@ -84,15 +100,20 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
 @contextlib.contextmanager
 def _opened(config: Config, strategy: tf.distribute.Strategy):
     """The run of a config, which the chief takes."""
-    if not strategies.is_chief(strategy):
-        yield Run(config.output_dir)
-        return
-    with open_run(config) as run:
+    run = Run(config.output_dir)
+    with contextlib.ExitStack() as stack:
+        with strategies.explained():
+            strategies.agree(strategy, agreement.directory(run))
+            with strategies.together(strategy):
+                if strategies.is_chief(strategy):
+                    run = stack.enter_context(open_run(config))
         yield run
 
 
-def _finished(config: Config, run: Run) -> bool:
-    return weights.is_whole(run.weights(len(config.steps)))
+def _finished(config: Config, run: Run, strategy: tf.distribute.Strategy) -> bool:
+    """Whether a run has its last weights, as the chief sees it."""
+    finished = weights.is_whole(run.weights(len(config.steps)))
+    return bool(strategies.from_chief(strategy, "finished" if finished else ""))
 
 
 def _own(dataset: Dataset, config: Config) -> Dataset:
@@ -121,12 +142,11 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher=None, notes=()) -> 
     strategy = tf.distribute.get_strategy()
     chief = strategies.is_chief(strategy)
     given = teachers.fingerprint(config)
-    if chief:
-        datasets.remember(dataset, config, run, given)
-    else:
-        datasets.check_same(dataset, run, given)
+    with strategies.together(strategy):
+        if chief:
+            datasets.remember(dataset, config, run, given)
     epochs = (config.epochs,) * len(config.steps)
-    if _finished(config, run):
+    if _finished(config, run, strategy):
         return
     for note in notes if chief else ():
         print(f"note: {note}", file=sys.stderr)
@@ -147,14 +167,16 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher=None, notes=()) -> 
             f"resuming after {first_epoch} of {sum(epochs)} epochs (iteration {done})", flush=True
         )
     batches = strategies.distribute(strategy, dataset, first_iteration=done)
+    bar = sys.stdout.isatty() and chief
+    pace = [Pace(epochs, config.batch_size)] if chief and not bar else []
     with _explained(checkpoint):
         model.fit(
             **batches,
             epochs=sum(epochs),
             initial_epoch=first_epoch,
             steps_per_epoch=dataset.iterations_per_epoch,
-            callbacks=[*others, checkpoint],
-            verbose=1 if sys.stdout.isatty() and chief else 0,
+            callbacks=[*others, *pace, checkpoint],
+            verbose=1 if bar else 0,
         )
         log.save_weights(final)
     strategies.wait_for_all(strategy)  # the files that the chief wrote are there now

@@ -8,6 +8,7 @@ import pytest
 
 import main
 from larq_adambnn import export, inference, models
+from larq_adambnn.export import workers
 from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import load_run
 
@@ -81,6 +82,38 @@ def test_over_several_processes(run, capsys, monkeypatch):
     monkeypatch.setattr(export.interpreter, "_ALONE_SECONDS", 0.0)
     monkeypatch.setattr(inference, "cores", lambda: 2)
     assert evaluated(capsys, f"--run={run}", f"--tflite={file}") == alone
+
+
+@pytest.mark.parametrize("json", [True, False], ids=["with json", "without json"])
+def test_one_process_opens_a_file(json, run, data_dir, tmp_path, capsys, monkeypatch):
+    opened = []
+    open_file = workers.Worker.open
+    monkeypatch.setattr(
+        workers.Worker, "open", lambda worker, *given: opened.append(1) or open_file(worker, *given)
+    )
+    file = run / "model.tflite" if json else shutil.copy(run / "model.tflite", tmp_path)
+    evaluated(capsys, f"--tflite={file}", "--dataset=digits", f"--data_dir={data_dir}")
+    assert len(opened) == 1
+
+
+def test_the_step_before_the_last(run, data_dir, tmp_path, capsys):
+    """Its weights are real-valued then binary ones of another training; both stay apart."""
+    both = tmp_path / "both"
+    flags = ("--dataset=digits", f"--data_dir={data_dir}", "--order=weights_first")
+    exports.make_run(both, *flags)
+    assert "--step: expected a finished step" in refused(capsys, f"--run={both}", "--step=1")
+    shutil.copy(run / "checkpoints" / "step2.weights.h5", both / "checkpoints/step1.weights.h5")
+    first, last = (evaluated(capsys, f"--run={both}", f"--step={step}") for step in (1, 0))
+    assert first[2] != last[2]
+    flags = ("--mode=export", f"--run={both}", "--step=1", "--allow_float_fallback")
+    assert main.main([*flags, "--check_images=360"]) == 0
+    assert "top-1 of Keras" in capsys.readouterr().out
+    assert not (both / "model.tflite").exists()
+    file = both / "model_step1.tflite"
+    assert evaluated(capsys, f"--tflite={file}", f"--data_dir={data_dir}", "--dataset=digits")[
+        2:4
+    ] == pytest.approx(first[2:4], abs=100 / 360)
+    assert "--step: only" in refused(capsys, f"--tflite={file}", f"--run={both}", "--step=1")
 
 
 def refused(capsys, *flags):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import time
 
 import numpy as np
 import PIL.Image
@@ -12,6 +13,7 @@ from tensorflow.python.framework.config import disable_op_determinism
 
 from larq_adambnn import data
 from larq_adambnn.data import augmentation, sources
+from larq_adambnn.data import dataset as dataset_module
 from larq_adambnn.data.sources import array_source
 from larq_adambnn.errors import UsageError
 
@@ -125,6 +127,22 @@ def test_an_incomplete_last_batch_is_left_out_but_not_always_the_same_images():
     epochs = np.array([values(batch) for batch in batches(dataset.train(), 24)]).reshape(3, 40)
     assert all(len(set(epoch)) == 40 for epoch in epochs)
     assert len({frozenset(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("cores", [1, 100])
+def test_what_is_read_ahead_does_not_grow_with_the_cores(cores, monkeypatch):
+    monkeypatch.setattr(dataset_module, "cores", lambda: cores)
+    monkeypatch.setattr(dataset_module, "_AHEAD_BYTES", 3 * 200 * 32 * 32 * 4)
+    dataset, looked_up = numbered(20_000, batch_size=200)
+    stream = iter(dataset.train())
+    next(stream)
+    before = -1
+    while before != len(looked_up):  # until nothing more is read
+        before = len(looked_up)
+        time.sleep(0.5)
+    # the first batch, two that are ready and one that is put together; what four readers have;
+    # an image a core
+    assert 3 * 200 <= before <= 4 * 200 + 2 * 4 * 64 + 2 * cores
 
 
 def test_nothing_before_the_first_step_is_read():

@@ -224,6 +224,30 @@ def test_a_million_names_take_little_memory(tmp_path):
     assert mebibytes < MEBIBYTES * share
 
 
+def test_a_folder_is_listed_once_until_it_changes(tree, monkeypatch):
+    a_while_ago = 1_000_000_000
+    for path in (tree, *(path for path in tree.rglob("*") if path.is_dir())):
+        os.utime(path, ns=(a_while_ago, a_while_ago))
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(
+        folder.os, "scandir", lambda path: listed.append(os.fsdecode(path)) or scandir(path)
+    )
+
+    def load():
+        known = data.describe("image_folder", str(tree))
+        dataset = data.load("image_folder", str(tree), description=known, batch_size=1)
+        return len(dataset.train_source), len(dataset.test_source)
+
+    assert load() == load() == (28, 4)
+    assert len(listed) == len(set(listed))
+    assert {str(tree / "train"), str(tree / "train/ape/deep/er")} < set(listed)
+    touch(tree / "train" / "ape" / "new.jpg")
+    os.utime(tree / "train" / "ape", ns=(a_while_ago, a_while_ago + 1))
+    assert load() == (29, 4)
+    assert [path for path in listed if listed.count(path) > 1] == 2 * [f"{tree}/train/ape"]
+
+
 def test_progress_is_shown_while_scanning(tree, monkeypatch, capsys):
     monkeypatch.setattr("larq_adambnn.progress._QUIET_SECONDS", 0.0)
     folder.open_folder(tree, "train")

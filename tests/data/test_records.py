@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import re
 import shutil
 import struct
@@ -56,6 +57,33 @@ def test_examples_are_those_of_tfds(shards, split):
     assert labels.numpy().tolist() == [label for _, label in expected]
     assert source.class_names == tuple(map(str, range(10)))
     assert source.channels == 1
+
+
+def test_where_records_begin_is_kept_while_the_files_stay(shards, tmp_path, monkeypatch):
+    directory = shutil.copytree(shards[0], tmp_path / "copy")
+    monkeypatch.setattr(records, "_INDEXED", 1)
+    scanned = []
+    scan = records._record_starts
+    monkeypatch.setattr(records, "_record_starts", lambda i: scanned.append(i.filename) or scan(i))
+
+    def images(split):
+        source = records.open_tfds("digits", split, str(directory))
+        return source.lookup(tf.range(len(source), dtype=tf.int64))[0].numpy().tolist()
+
+    part, whole = images("train[40%:70%]"), images("train")
+    assert part == whole[len(images("train[:40%]")) :][: len(part)]
+    assert images("train") == whole
+    assert len(scanned) == len(set(scanned)) == 3
+    (index,) = directory.rglob(".digits-train.starts.npz")
+    os.utime(scanned[0], ns=(1, 1))
+    assert images("train") == whole
+    assert len(scanned) == 4
+    index.write_bytes(index.read_bytes()[:-100])
+    assert images("train") == whole
+    assert len(scanned) == 7
+    index.unlink()
+    index.mkdir()  # where it cannot be written
+    assert images("train") == whole
 
 
 def test_any_example_in_any_order(shards):

@@ -1,5 +1,6 @@
 """Several devices and several processes against one."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,12 +12,16 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from photographs import write_folder
 from small import flags_of
 
+from larq_adambnn.errors import UsageError
 from larq_adambnn.runs import config, strategies
 
 REPLICAS = pathlib.Path(__file__).parents[1] / "replicas.py"
 WORKERS = 2
+VALIDATION = ("val_loss", "val_accuracy", "val_top5_accuracy")
+ACCURACY = ("images", "top1", "top5")
 
 
 A100 = {"GPU:0": "NVIDIA A100", "GPU:1": "NVIDIA A100"}
@@ -79,20 +84,26 @@ def test_cards_are_shared_and_tf32_is_as_asked_for(monkeypatch, tf32):
     assert grown == [("free", True)]
 
 
-def clusters():
-    """TF_CONFIG of each worker of a cluster on this machine."""
+def clusters(first="worker"):
+    """TF_CONFIG of each worker of a cluster on this machine, the first of which may be a chief."""
     sockets = [socket.socket() for _ in range(WORKERS)]
     for s in sockets:
         s.bind(("localhost", 0))
     addresses = [f"localhost:{s.getsockname()[1]}" for s in sockets]
     for s in sockets:
         s.close()
-    for index in range(WORKERS):
-        task = {"type": "worker", "index": index}
-        yield {"TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": task})}
+    tasks = [("worker", index) for index in range(WORKERS)]
+    if first == "chief":
+        tasks = [("chief", 0), *tasks[:-1]]
+    cluster = {}
+    for (kind, _), address in zip(tasks, addresses, strict=True):
+        cluster.setdefault(kind, []).append(address)
+    for kind, index in tasks:
+        task = {"type": kind, "index": index}
+        yield {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
 
 
-def losses(process):
+def result(process):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
@@ -108,26 +119,45 @@ def start(kind, environment=None):
     )
 
 
+def compare(received, expected):
+    """Losses, validation columns and accuracies are those of one device."""
+    np.testing.assert_allclose(received["losses"], expected["losses"], rtol=0, atol=1e-8)
+    assert received.keys() == expected.keys()
+    for name in VALIDATION:
+        assert received[name] == pytest.approx(expected[name], rel=0, abs=1e-6)
+    assert [received[name] for name in ACCURACY] == [expected[name] for name in ACCURACY]
+
+
 @pytest.fixture(scope="module")
 def one_device():
-    return losses(start("one"))
+    expected = result(start("one"))
+    assert len(expected["losses"]) == 10
+    assert np.std(expected["losses"]) > 1e-3
+    assert expected["images"] == 37
+    for name, same in {"val_accuracy": "top1", "val_top5_accuracy": "top5"}.items():
+        assert 0 < expected[name] < 1
+        assert expected[name] == pytest.approx(expected[same], abs=1e-6)
+    return expected
 
 
 def test_two_devices_train_like_one(one_device):
-    np.testing.assert_allclose(losses(start("mirrored")), one_device, rtol=0, atol=1e-8)
-    assert len(one_device) == 10
-    assert np.std(one_device) > 1e-3
+    compare(result(start("mirrored")), one_device)
 
 
 def test_two_processes_train_like_one(one_device):
     for process in [start("worker", environment) for environment in clusters()]:
-        np.testing.assert_allclose(losses(process), one_device, rtol=0, atol=1e-8)
+        compare(result(process), one_device)
 
 
-def job(server, run, data_dir, *flags):
+def job(server, run, data_dir, *flags, first="worker", last_flags=()):
+    """The processes of a job; the flags of its last worker may be others."""
     flags = ("--strategy=multi_worker", "--sync_batch_norm", "--checkpoint_iterations=3", *flags)
     arguments = flags_of(run, data_dir, *flags)
-    return [server.start(*arguments, environment=environment) for environment in clusters()]
+    *others, last = clusters(first)
+    return [
+        *(server.start(*arguments, environment=environment) for environment in others),
+        server.start(*arguments, *last_flags, environment=last),
+    ]
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -148,10 +178,65 @@ def test_killed_worker_ends_the_others_and_the_job_resumes(victim, server, tmp_p
         process.kill()
 
 
+DIFFERENCES = {
+    "a flag": ("--learning_rate=0.5", "expected the chief's --learning_rate on every worker"),
+    "images": ("--data_dir={other_data}", "expected the chief's examples of train on every"),
+    "no data": ("--data_dir={nothing}", "worker 1 stopped: data_dir"),
+    "a directory": ("--output_dir={stale}", "newest checkpoint in --output_dir on every worker"),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_workers_that_differ_stop_with_one_line(name, server, tmp_path):
+    flag, line = DIFFERENCES[name]
+    places = {place: tmp_path / place for place in ("data", "other_data", "nothing", "stale")}
+    write_folder(places["data"], train=8, val=1)
+    write_folder(places["other_data"], train=9, val=1)
+    (places["stale"] / "checkpoints").mkdir(parents=True)
+    (places["stale"] / "checkpoints" / f"000000003-{'0' * 32}.npz").touch()
+    flags = ("--loss=cross_entropy", "--dataset=image_folder", "--train_images=0", "--batch_size=8")
+    processes = job(
+        server, tmp_path / "run", places["data"], *flags, last_flags=[flag.format(**places)]
+    )
+    for process in processes:
+        status, _, err = process.finish()
+        assert status == 2
+        assert err.count("error: ") == 1
+        assert err.splitlines()[-1].startswith("error: ")  # gRPC may log before it
+    assert line in processes[0].err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "task", "valid"),
+    [
+        ({"worker": ["a:1", "b:1"]}, ("worker", 1), True),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, ("chief", 0), True),
+        ({"chief": ["a:1"], "worker": ["b:1"]}, ("worker", 0), True),
+        ({"worker": ["a:1", "b:1"]}, ("worker", 2), False),
+        ({"worker": ["a:1", "b:1"]}, ("chief", 0), False),
+        ({"chief": ["a:1", "b:1"]}, ("chief", 0), False),
+        ({"worker": ["a:1"], "ps": ["b:1"]}, ("worker", 0), False),
+        ({"worker": "a:1"}, ("worker", 0), False),
+        ([], ("worker", 0), False),
+    ],
+)
+def test_tf_config(cluster, task, valid, monkeypatch):
+    task = dict(zip(("type", "index"), task, strict=True))
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
+    expected = contextlib.nullcontext() if valid else pytest.raises(UsageError, match="TF_CONFIG")
+    with expected:
+        strategies._check_tf_config()
+
+
 def test_job_of_two_workers_ends_like_the_one_process_run(server, data_dir, tmp_path):
-    """In float32 flipped signs amplify rounding, so the comparison is of the first epoch."""
-    flags = ("--loss=cross_entropy", "--order=real_valued", "--epochs=1")
-    runs = job(server, tmp_path / "two", data_dir, *flags)
+    """In float32 flipped signs amplify rounding, so the comparison is of the first epoch.
+
+    The first worker is a task of its own, the chief.
+    """
+    flags = ("--loss=cross_entropy", "--order=one_step", "--epochs=1", "--export")
+    flags = (*flags, "--check_images=16", "--allow_float_fallback")
+    runs = job(server, tmp_path / "two", data_dir, *flags, first="chief")
     runs.append(server.start(*flags_of(tmp_path / "one", data_dir, *flags)))
     for process in runs:
         status, _, err = process.finish()
@@ -162,3 +247,5 @@ def test_job_of_two_workers_ends_like_the_one_process_run(server, data_dir, tmp_
     ]
     np.testing.assert_allclose(float(rows[1][2]), float(rows[0][2]), rtol=1e-3)
     np.testing.assert_allclose(float(rows[1][3]), float(rows[0][3]), atol=0.01)
+    assert (tmp_path / "two" / "model.tflite").is_file()
+    assert json.loads((tmp_path / "two" / "export.json").read_text())["check"]["passed"]
