@@ -24,7 +24,16 @@ from larq_adambnn.data import Dataset
 from larq_adambnn.data.dataset import explained
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import explain
-from larq_adambnn.runs import advice, datasets, exporting, recording, report, strategies, teachers
+from larq_adambnn.runs import (
+    advice,
+    datasets,
+    examination,
+    exporting,
+    recording,
+    report,
+    strategies,
+    teachers,
+)
 from larq_adambnn.runs.checkpoint import Checkpoint
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import COLUMNS, Run, open_run
@@ -73,6 +82,7 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
         if not strategies.is_chief(strategy):
             return
         try:
+            examination.examine(run, config, dataset)
             if exported and not exporting.is_current(run):
                 exporting.export_run(run, config, dataset)
         finally:  # the training is worth its report in any case
