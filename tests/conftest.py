@@ -110,3 +110,13 @@ def server():
     server = processes.Server()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A browser for the pages that runs and studies leave behind."""
+    import browsers  # Selenium, which not every set of versions has
+
+    browser = browsers.Browser()
+    yield browser
+    browser.close()

@@ -90,7 +90,9 @@ def serve() -> None:
     import tensorflow_datasets  # noqa: F401
 
     import larq_adambnn.runs.training  # noqa: F401
+    from larq_adambnn.runs.page import render
 
+    render.library()  # which takes longer than a short training
     gc.freeze()  # what was imported is no garbage
     print("ready", flush=True)
     children = set()

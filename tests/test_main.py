@@ -147,6 +147,8 @@ def test_training_writes_the_run_directory(trained):
         "model.tflite",
         "export.json",
         "report.md",
+        "report.html",
+        "examination.json",
         "plots/accuracy.png",
         "plots/loss.png",
         "checkpoints/step1.weights.h5",

@@ -170,7 +170,7 @@ def test_wheel_and_sdist_hold_everything(built):
     modules = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "larq_adambnn").rglob("*")
-        if path.suffix in (".py", ".csv") or path.name == "py.typed"
+        if path.suffix in (".py", ".csv", ".html", ".css", ".js") or path.name == "py.typed"
     }
     configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.cfg")}
     assert configs

@@ -13,7 +13,7 @@ from larq_adambnn import layers
 from larq_adambnn.analysis import figures, style, surfaces, toy
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
 from larq_adambnn.errors import UsageError
-from larq_adambnn.runs import datasets, provenance, report
+from larq_adambnn.runs import datasets, examination, provenance, report
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run, locked
 from larq_adambnn.runs.recording import Snapshot, snapshots
@@ -60,8 +60,12 @@ def _draw(run: Run, analysis: "_Analysis") -> None:
             entries.append(report.Plot(path.name, caption))
     with run.replace(run.analysis) as path:
         path.write_text(json.dumps(list(map(dataclasses.asdict, entries)), indent=1))
+    with run.replace(run.compared) as path:
+        path.write_text(json.dumps(analysis.compared()))
+    examination.examine(run, analysis.config, analysis.dataset)
     report.write(run, load_run(run.directory))
     print(run.report)
+    print(run.page)
 
 
 class _Analysis:
@@ -86,6 +90,10 @@ class _Analysis:
     def spare(self) -> tf.keras.Model:
         """A student that each figure gives the weights that it looks at."""
         return build_student(self.config, self.dataset)
+
+    def compared(self) -> dict[str, list[dict[str, float]]]:
+        """The rows of metrics.csv of the runs that this one is compared with, by their names."""
+        return {self._name(directory): Run(directory).read_metrics() for directory in self.others}
 
     def _name(self, directory) -> str:
         return Run(directory).directory.resolve().name

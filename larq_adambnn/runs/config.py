@@ -29,7 +29,7 @@ from larq_adambnn.names import (
     ZOO,
     is_own,
 )
-from larq_adambnn.runs.usage import TOPICS, flag_text, usage
+from larq_adambnn.runs.usage import FIRST_STEPS, TOPICS, flag_text, usage
 
 __all__ = ["Config", "load_run", "parse"]
 
@@ -888,13 +888,17 @@ def _read(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
 
 
 def parse(arguments: list[str]) -> Config | str:
-    """The Config of a command line (without the program's name), or the text of --help.
+    """The Config of a command line (without the program's name), or a text to print.
+
+    That is of --help or, where there is no flag at all, what to do first.
 
     Later flags win over earlier ones and over flagfiles before them.
 
     Raises:
         UsageError: an unknown flag, a wrong value, a missing file.
     """
+    if not arguments:
+        return FIRST_STEPS
     values, rest = _read(_expand(arguments, pathlib.Path()))
     topic = values["help"].value
     if topic is not None:

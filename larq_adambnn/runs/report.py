@@ -1,7 +1,8 @@
-"""report.md, its plots, and the table that a training ends with."""
+"""report.md, report.html, their plots, and the table that a training ends with."""
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from larq_adambnn.files import read_json
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
 from larq_adambnn.runs.exporting import outdated
+from larq_adambnn.runs.page import facts, render
 
 __all__ = ["Plot", "table", "write"]
 
@@ -26,6 +28,15 @@ class Plot:
 
 def table(run: Run, config: Config, seconds: float | None = None) -> str:
     """Test top-1 of the teacher, each step and the .tflite, with sizes and times."""
+    rows = _rows(run, config)
+    if seconds is not None:
+        rows.append(("all", "", "", f"{seconds:.0f} s"))
+    end = f"Everything is in {run.directory}; begin with report.html."
+    return "\n".join([*_markdown(rows), "", end])
+
+
+def _rows(run: Run, config: Config) -> list[tuple[str, str, str, str]]:
+    """The rows of `table`, the headings first."""
     rows = [("network", "test top-1", "size", "time")]
     teacher = Run(run.directory / "teacher")
     if teacher.metrics.exists():
@@ -40,8 +51,10 @@ def table(run: Run, config: Config, seconds: float | None = None) -> str:
         rows.append(_row(f"step {step} ({names[form]})", run, step))
     if run.export.exists():
         rows.append(_export_row(run, read(run.export)))
-    if seconds is not None:
-        rows.append(("all", "", "", f"{seconds:.0f} s"))
+    return rows
+
+
+def _markdown(rows: Sequence[tuple[str, str, str, str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
         f"| {row[0]:<{widths[0]}} | "
@@ -50,8 +63,7 @@ def table(run: Run, config: Config, seconds: float | None = None) -> str:
         for row in rows
     ]
     rule = f"|{'-' * (widths[0] + 2)}|" + "".join(f"{'-' * (w + 1)}:|" for w in widths[1:])
-    lines.insert(1, rule)
-    return "\n".join([*lines, "", f"Everything is in {run.directory}; begin with report.md."])
+    return [lines[0], rule, *lines[1:]]
 
 
 def _export_row(run: Run, export: Description) -> tuple[str, str, str, str]:
@@ -89,7 +101,19 @@ def _size(count: int) -> str:
 
 
 def write(run: Run, config: Config) -> None:
-    """Writes report.md and the curves of a run."""
+    """Writes report.md, report.html and the curves of a run.
+
+    Raises:
+        UsageError: a file of the run that report.md tells of is damaged.
+        OSError: they cannot be written.
+    """
+    exports = [read(path) for path in (run.export, run.export_int8) if path.exists()]
+    left_out: dict[str, list[Problem]] = {}
+    if run.left_out.exists():
+        left_out = read_json(run.left_out, dict[str, list[Problem]], "what a training left out")
+    analyses: list[Plot] = []
+    if run.analysis.exists():
+        analyses = read_json(run.analysis, list[Plot], "what --mode=analyze wrote")
     plots = []
     if run.metrics.exists():  # not of an imported network
         plots.append(_curves(run, config, "accuracy", 100, "accuracy (%)"))
@@ -103,32 +127,39 @@ def write(run: Run, config: Config) -> None:
     ]
     if run.devices.exists():
         lines += ["", f"Trained on {', then '.join(run.read_devices())}."]
-    for path in (run.export, run.export_int8):
-        if path.exists():
-            lines += ["", *_export(run, path)]
-    lines += _left_out(run)
-    if run.analysis.exists():
+    for export in exports:
+        lines += ["", *_export(run, export)]
+    lines += _left_out(left_out)
+    if analyses:
         lines += ["", "## Analyses"]
-        for entry in read_json(run.analysis, list[Plot], "what --mode=analyze wrote"):
+        for entry in analyses:
             lines += ["", f"![{entry.caption}](plots/{entry.plot})", "", entry.caption]
     lines += ["", "## Settings", "", "```", *config.lines(), "```", ""]
-    with run.replace(run.report) as path:
-        path.write_text("\n".join(lines), encoding="utf-8", errors="backslashreplace")
+    found = facts.gather(
+        run,
+        config,
+        results=_rows(run, config),
+        exports=exports,
+        plots={entry.plot: entry.caption for entry in analyses},
+        left_out=left_out,
+    )
+    page = render.run_page(found)
+    for path, text in ((run.report, "\n".join(lines)), (run.page, page)):
+        with run.replace(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _export(run: Run, path: pathlib.Path) -> list[str]:
+def _export(run: Run, export: Description) -> list[str]:
     """What export.json says, unless that is of other files than are there."""
-    export = read(path)
     reason = outdated(run, export)
     told = [f"- {reason}: export it again"] if reason else describe(export)
     return [f"## {export.file}", "", *told]
 
 
-def _left_out(run: Run) -> list[str]:
+def _left_out(left_out: Mapping[str, Sequence[Problem]]) -> list[str]:
     """What --bad_images=skip left out, of each split."""
-    if not run.left_out.exists():
+    if not left_out:
         return []
-    left_out = read_json(run.left_out, dict[str, list[Problem]], "what a training left out")
     lines = ["", "## Images left out", ""]
     for split, problems in left_out.items():
         lines.append(f"- {split}: {len(problems):,}")

@@ -28,6 +28,7 @@ from larq_adambnn.runs import (
     advice,
     agreement,
     datasets,
+    examination,
     exporting,
     recording,
     report,
@@ -89,6 +90,7 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
         if not strategies.is_chief(strategy):
             return
         try:
+            examination.examine(run, config, dataset)
             if exported and not exporting.is_current(run):
                 exporting.export_run(run, config, dataset)
         finally:  # the training is worth its report in any case

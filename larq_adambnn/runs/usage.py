@@ -5,7 +5,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
 
-__all__ = ["TOPICS", "flag_text", "usage"]
+__all__ = ["FIRST_STEPS", "TOPICS", "flag_text", "usage"]
 
 TOPICS = {
     "task": "What to do",
@@ -15,6 +15,21 @@ TOPICS = {
     "run": "Run",
     "export": "Export",
 }
+
+# What a command line without a flag prints
+FIRST_STEPS = """\
+Trains binary networks in two steps and converts them for ARM. What to do first, without a download:
+
+    larq-adambnn --flagfile=quickstart
+        trains on handwritten digits in minutes and leaves everything in runs/quickstart
+    larq-adambnn --mode=predict --run=runs/quickstart --images=FILES_OR_FOLDER
+        names what images show
+    larq-adambnn --flagfile=image_folder --data_dir=FOLDER --output_dir=runs/own
+        trains on images of your own in FOLDER/train/CLASS and FOLDER/val/CLASS
+    larq-adambnn --help
+        shows every flag, and the other configs
+
+Begin a run's results with its report.html. In a checkout, python main.py is the same."""
 
 # What most people need comes first
 _FIRST = (

@@ -50,7 +50,11 @@ def test_analyze_draws_all_that_a_run_allows(
         "learning_rate",
     ]
     paths = [run.plots / f"{name}.png" for name in names]
-    assert capsys.readouterr().out.split() == [str(path) for path in [*paths, run.report]]
+    assert capsys.readouterr().out.split() == [str(path) for path in [*paths, run.report, run.page]]
+    compared = {"one_step_run": one_step_run.read_metrics()}
+    assert json.loads(run.compared.read_text()) == compared
+    page = run.page.read_text()
+    assert "one_step_run, test" in page and page.count('class="plot"') == len(paths)
     text = run.report.read_text()
     assert "## Analyses" in text and "## Analyses" not in before
     for path in paths:
@@ -72,7 +76,7 @@ def test_analyze_without_snapshots_draws_the_rest(one_step_run, data_dir, tmp_pa
     flags = ["--mode=analyze", f"--run={copy}", "--resolution=3"]
     analyze.main(parse([*flags, f"--data_dir={data_dir}"]))
     names = [line.rpartition("/")[2] for line in capsys.readouterr().out.split()]
-    assert names == ["loss_surface.png", "toy.png", "final_weights.png", "report.md"]
+    assert names == ["loss_surface.png", "toy.png", "final_weights.png", "report.md", "report.html"]
 
 
 def test_analyze_of_an_unfinished_run(two_step_run, tmp_path):

@@ -152,9 +152,11 @@ def test_killed_after_any_write_of_the_end_ends_like_the_undisturbed_run(
         "measurements.csv",
         "000000016.npz",
         "step2.weights.h5",
+        "examination.json",
         "accuracy.png",
         "loss.png",
         "report.md",
+        "report.html",
     ]
     for state in (states[end_of_step1], *states[last_epoch : last_epoch + 5]):
         status, _, err = start(state, data_dir, *flags).finish()

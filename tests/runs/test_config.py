@@ -353,7 +353,7 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--output_dir"),
+        (["--mode=train"], "--output_dir"),
         (["--output_dir=x", "stray"], "stray"),
         (["--output_dir=x", "--teacher=resnet34"], "--teacher_weights"),
         (["--output_dir=x", "--init_from=teacher", "--teacher=/gone"], "--init_from"),

@@ -9,7 +9,7 @@ import pytest
 
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs.config import _FORMER_NAMES, Config, parse
-from larq_adambnn.runs.usage import TOPICS
+from larq_adambnn.runs.usage import FIRST_STEPS, TOPICS
 
 
 def flags_in(text):
@@ -70,3 +70,17 @@ def test_the_help_needs_no_tensorflow():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert result.returncode == 0, result.stderr
+
+
+def test_without_a_flag_it_tells_what_to_do_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse([]) == FIRST_STEPS
+    commands = re.findall(r"^    larq-adambnn (.*)", FIRST_STEPS, re.MULTILINE)
+    quickstart, *others = (parse(command.split()) for command in commands[:1] + commands[2:])
+    (tmp_path / quickstart.output_dir).mkdir(parents=True)
+    (tmp_path / quickstart.output_dir / "flags.cfg").write_text("\n".join(quickstart.lines()))
+    predict = parse(commands[1].split())
+    own, shown = others
+    assert (quickstart.mode, predict.mode, own.dataset) == ("train", "predict", "image_folder")
+    assert shown == parse(["--help"])
+    assert max(map(len, FIRST_STEPS.splitlines())) <= 100

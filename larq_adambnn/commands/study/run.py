@@ -26,7 +26,7 @@ _DIVERGED = "expected a finite loss"  # what a run says whose loss became infini
 
 
 def main(config: Config) -> None:
-    """Runs what is left of a study, and writes study.csv, study.md and plots/*.png.
+    """Runs what is left of a study, and writes study.csv, study.md, report.html and plots/*.png.
 
     Raises:
         UsageError: the settings do not fit the study, or one of its runs failed.

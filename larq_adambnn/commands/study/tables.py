@@ -9,6 +9,7 @@ import scipy.stats
 from larq_adambnn import inference
 from larq_adambnn.analysis import figures, style
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
+from larq_adambnn.commands.study import page
 from larq_adambnn.commands.study.matrices import CLAIMS, SWEEPS, Row
 from larq_adambnn.files import read_rows, replace_file, write_rows
 from larq_adambnn.runs import datasets
@@ -92,21 +93,26 @@ def write(config: Config, rows: Sequence[Row], runs: Mapping[str, Sequence[Confi
     }
     with replace_file(directory / "study.csv") as path:
         write_rows(path, _CSV, [cell for cells in measured.values() for cell in cells])
-    plots = []
+    plots, captions = [], {}
     for name, title, figure in _plots(config, runs, measured, dataset):
         with replace_file(directory / "plots" / f"{name}.png") as path:
             style.save(figure, path)
         plots += ["", f"![{title}](plots/{name}.png)", "", title]
+        captions[f"{name}.png"] = title
     results = table(config.study, rows, measured)
+    claims = differences(config.study, rows, measured)
+    note = (
+        f"Mean and standard deviation over the seeds {', '.join(map(str, _seeds(config)))} on "
+        f"{config.dataset}; the paper's figures are ResNet-18's on ImageNet. {_protocol(config)} "
+        f"{_note(config, measured)}"
+    )
     lines = [
         f"# Study: {config.study}",
         "",
         *results,
         "",
-        f"Mean and standard deviation over the seeds {', '.join(map(str, _seeds(config)))} on "
-        f"{config.dataset}; the paper's figures are ResNet-18's on ImageNet. {_protocol(config)} "
-        f"{_note(config, measured)}",
-        *differences(config.study, rows, measured),
+        note,
+        *claims,
         *plots,
         "",
         "## Settings",
@@ -118,9 +124,10 @@ def write(config: Config, rows: Sequence[Row], runs: Mapping[str, Sequence[Confi
     ]
     with replace_file(directory / "study.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
+    page.write(config, runs, measured, table=results, claims=claims, note=note, captions=captions)
     print()
     print("\n".join(results))
-    print(f"\n{directory / 'study.md'}")
+    print(f"\n{directory / 'study.md'}, {directory / 'report.html'}")
 
 
 def _is_sweep(study: str) -> bool:

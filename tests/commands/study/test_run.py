@@ -78,7 +78,7 @@ def copied(two_step_run, one_step_run, monkeypatch):
 
 
 def test_a_study_from_the_sweep_to_the_table(
-    copied, one_step_run, two_step_run, monkeypatch, data_dir, tmp_path, capsys
+    copied, one_step_run, two_step_run, browser, monkeypatch, data_dir, tmp_path, capsys
 ):
     rates = {"adam": (1e-3, 1e-2), "sgd": (1e-2, 1e30)}
     monkeypatch.setattr(matrices, "OPTIMIZERS", rates)
@@ -108,6 +108,16 @@ def test_a_study_from_the_sweep_to_the_table(
     assert "(plots/learning_rate.png)" in report
     with PIL.Image.open(sweep / "plots/learning_rate.png") as image:
         assert min(image.size) > 400
+    browser.open(sweep / "report.html")
+    assert browser.messages() == []
+    assert browser.texts("h1") == ["Study of learning rate on digits"]
+    best = np.array([37.0 + 1.1 * seed for seed in (5, 6)])
+    assert f"adam 0.01 is the best of 4 rows: {best.mean():.2f} ± 0.78 %" in " ".join(
+        browser.texts(".headline")
+    )
+    assert browser.texts("#result tr")[-1].startswith("sgd 1e+30 (2 of 2 diverged)")
+    assert browser.texts(".role-legend-label text") == ["adam", "sgd"]
+    assert browser.run("return document.querySelectorAll('.mark-symbol path').length") == 3 + 2
 
     # A second time only what diverged is tried again, and the table is the same.
     copied.clear()
