@@ -28,6 +28,7 @@ __all__ = [
     "read_rows",
     "replace_file",
     "sha256",
+    "shipped",
     "write_rows",
 ]
 
@@ -35,6 +36,13 @@ _BLOCK = 2**20  # bytes that are read at a time for a checksum
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-.+", re.DOTALL)
 _SUM = re.compile(rb"sha256 ([0-9a-f]{64})\n")
 _SUM_BYTES = 72
+
+
+def shipped(folder: str) -> pathlib.Path:
+    """A folder that comes with the package: in it once installed, beside it in a checkout."""
+    package = pathlib.Path(__file__).parent
+    installed = package / folder
+    return installed if installed.is_dir() else package.parent / folder
 
 
 def printable(path: str | bytes | os.PathLike) -> str:

@@ -22,12 +22,14 @@ NAVIGATION = (documents.ROOT / "mkdocs.yml").read_text(encoding="utf-8").partiti
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "pretrained/README.md",
     *(f"docs/{page}" for page in re.findall(r": (\S+\.md)$", NAVIGATION, re.M)),
 ]
 PROGRAMS = [
     "docs/guides/fit.md",
     "docs/guides/checkpoints.md",
     "docs/design.md",
+    "pretrained/README.md",
 ]
 COMMANDS = {  # in this order, in one folder; and how many
     "README.md": 3,
@@ -35,6 +37,7 @@ COMMANDS = {  # in this order, in one folder; and how many
     "docs/guides/images.md": 3,
     "docs/guides/resume.md": 2,
     "docs/device_times.md": 2,
+    "pretrained/README.md": 2,
 }
 ELSEWHERE = {"docs/deploy.md": "test_deploy.py", "docs/guides/networks.md": "test_own_network.py"}
 SHORT = ("--epochs=1", "--batch_size=32", "--image_size=32", "--loss=cross_entropy")
@@ -133,6 +136,14 @@ def test_published_checkpoints(tmp_path, monkeypatch):
     for ours, theirs in zip(names["model"].weights, trained.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert (tmp_path / "copy.pth.tar").is_file()
+
+
+def test_pretrained_networks(tmp_path, monkeypatch, capsys):
+    next(photographs.crops(1)).save(tmp_path / "image.png")
+    (program,) = documents.programs("pretrained/README.md")
+    names = run(program, tmp_path, monkeypatch)
+    assert len(names["class_names"]) == 10
+    assert "Guess(name=" in capsys.readouterr().out
 
 
 def test_conversion_without_the_python_of_lce(monkeypatch):

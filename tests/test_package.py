@@ -150,7 +150,7 @@ def test_sets_and_extras():
 def built(tmp_path_factory):
     """The folder with a wheel and an sdist of the package."""
     work = tmp_path_factory.mktemp("built")
-    for name in ("larq_adambnn", "configs"):
+    for name in ("larq_adambnn", "configs", "pretrained"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, work / "source" / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -173,14 +173,20 @@ def test_wheel_and_sdist_hold_everything(built):
         if path.suffix in (".py", ".csv", ".html", ".css", ".js") or path.name == "py.typed"
     }
     configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.cfg")}
+    pretrained = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "pretrained").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert configs
+    assert {"pretrained/digits/model_int8.tflite", "pretrained/digits/flags.cfg"} <= pretrained
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == modules | {f"larq_adambnn/{name}" for name in configs}
+    assert packed == modules | {f"larq_adambnn/{name}" for name in configs | pretrained}
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert modules | configs | {"LICENSE", "README.md", "pyproject.toml"} <= names
+    assert modules | configs | pretrained | {"LICENSE", "README.md", "pyproject.toml"} <= names
 
 
 def test_installed_package_finds_its_configs_and_its_command(built, tmp_path):

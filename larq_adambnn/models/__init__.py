@@ -8,16 +8,20 @@ from larq_adambnn.arguments import FLAG, expect, one_of
 from larq_adambnn.models.common import check_arguments
 from larq_adambnn.models.complexity import Complexity, complexity, summary
 from larq_adambnn.models.own import own
+from larq_adambnn.models.pretrained import PRETRAINED, Pretrained, pretrained
 from larq_adambnn.models.reactnet import reactnet18, reactnet_a
 from larq_adambnn.models.resnet import resnet34
 from larq_adambnn.models.zoo import zoo
 from larq_adambnn.names import ZOO, is_own
 
 __all__ = [
+    "PRETRAINED",
     "Complexity",
+    "Pretrained",
     "build",
     "complexity",
     "options",
+    "pretrained",
     "reactnet18",
     "reactnet_a",
     "resnet34",
@@ -37,7 +41,7 @@ def options(name: str) -> tuple[str, ...]:
         return ()
     expect("name", name, one_of(*_NETWORKS, *ZOO, "package.module:function"))
     if name in ZOO:
-        return ()
+        return ("weights",)
     parameters = inspect.signature(_NETWORKS[name]).parameters.values()
     return tuple(
         p.name
@@ -79,7 +83,7 @@ def build(
             )
     if name in ZOO or is_own(name):
         check_arguments(input_shape, num_classes, smallest=1)
-        model = (zoo if name in ZOO else own)(name, input_shape, num_classes)
+        model = (zoo if name in ZOO else own)(name, input_shape, num_classes, **chosen)
     else:
         model = _NETWORKS[name](input_shape, num_classes, **chosen)
     if sync_batch_norm:

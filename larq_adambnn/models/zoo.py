@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from larq_adambnn.arguments import expect, one_of, optional
 from larq_adambnn.models.common import logits_of
 from larq_adambnn.names import ZOO
 
@@ -23,12 +24,21 @@ SMALLEST = {
 }
 
 
-def zoo(name: str, input_shape: tuple[int, int, int], num_classes: int) -> tf.keras.Model:
-    """A larq-zoo network by its name, with random weights and without its softmax.
+def zoo(
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    weights: str | None = None,
+) -> tf.keras.Model:
+    """A larq-zoo network by its name, without its softmax.
+
+    Its weights are random, or with "imagenet", for (224, 224, 3) and 1000 classes, larq-zoo's
+    trained ones, which are downloaded.
 
     Raises:
         ImportError: larq-zoo is not installed.
-        ValueError: no such network, or an input that it does not take.
+        ValueError: no such network, an input that it does not take, or weights that cannot be
+            downloaded or are of another network.
     """
     if name not in ZOO:
         raise ValueError(f"Expected one of {', '.join(ZOO)}. Received: name={name!r}")
@@ -46,9 +56,18 @@ def zoo(name: str, input_shape: tuple[int, int, int], num_classes: int) -> tf.ke
             f"Received: input_shape={input_shape}"
         )
     build = getattr(larq_zoo.sota, name, None) or getattr(larq_zoo.literature, name)
+    expect("weights", weights, optional(one_of("imagenet")))
     try:
-        model = build(input_shape=input_shape, num_classes=num_classes, weights=None)
-    except ValueError as error:  # of two branches that have different sizes
+        model = build(input_shape=input_shape, num_classes=num_classes, weights=weights)
+    except Exception as error:
+        if weights is not None:  # the download raises Exception itself
+            raise ValueError(
+                f"Expected the ImageNet weights of {name} from larq-zoo, for (224, 224, 3) and "
+                f"1000 classes. Received: {error}"
+            ) from error
+        if not isinstance(error, ValueError):
+            raise
+        # of two branches that have different sizes
         raise ValueError(
             f"Expected an image size that {name} takes, such as a multiple of 32. "
             f"Received: input_shape={input_shape}"

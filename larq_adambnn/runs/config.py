@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags
 
 from larq_adambnn.errors import UsageError
+from larq_adambnn.files import shipped
 from larq_adambnn.names import (
     APPLICATIONS,
     BAD_IMAGES,
@@ -176,6 +177,12 @@ class Config:
         "Network; resnet34 is real-valued (a teacher), names like QuickNet are larq-zoo's, and "
         "package.module:function is your own function from (input_shape, num_classes) to a "
         f"tf.keras.Model of Larq layers. One of {', '.join(NETWORKS)}, package.module:function.",
+    )
+    weights: str = _network(
+        "",
+        "Weights that a network of larq-zoo begins with; of other classes than ImageNet's all but "
+        "its classifier. imagenet downloads them.",
+        choices=("", "imagenet"),
     )
     width: float = _network(1.0, "Multiplier of every channel count.", above=0, upper=16)
     image_size: int = _network(224, "Side of the square input in pixels.", lower=_IMAGE_SIDE)
@@ -510,6 +517,15 @@ def check(config: Config) -> Config:
         "padding; expected --width=1 and --pad_values=0",
     )
     _require(
+        not config.weights or config.model in ZOO,
+        f"--weights: expected a network of larq-zoo with it, such as --model=QuickNet; received "
+        f"{config.model}",
+    )
+    _require(
+        not (config.weights and config.init_from),
+        f"--weights: expected no --init_from with it; received {config.init_from!r}",
+    )
+    _require(
         config.model != "resnet34" or config.pad_values == 0,
         f"--pad_values: expected 0 for the real-valued resnet34; received {config.pad_values}",
     )
@@ -786,21 +802,14 @@ def _arguments(text: str) -> Iterator[str]:
         yield line
 
 
-def _shipped() -> pathlib.Path:
-    """The folder of the configs: in the package once it is installed, beside it in a checkout."""
-    package = pathlib.Path(__file__).parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
 def _shipped_names() -> list[str]:
-    return sorted(path.stem for path in _shipped().glob("*.cfg"))
+    return sorted(path.stem for path in shipped("configs").glob("*.cfg"))
 
 
 def _find(name: str, folder: pathlib.Path) -> pathlib.Path:
     """The flagfile that a name means to one in a folder: beside it, a path, or a shipped config."""
-    shipped = _shipped()
-    for path in (folder / name, pathlib.Path(name), shipped / name, shipped / f"{name}.cfg"):
+    own = shipped("configs")
+    for path in (folder / name, pathlib.Path(name), own / name, own / f"{name}.cfg"):
         if os.path.isfile(path):
             return path
     raise UsageError(
@@ -906,7 +915,17 @@ def parse(arguments: list[str]) -> Config | str:
         return usage(_fields(), _shipped_names(), topic if topic in TOPICS else "")
     if rest:
         raise UsageError(f"expected only flags (--name=value); received {rest[0]!r}")
-    return check(Config(**_settings(values)))
+    settings = _settings(values)
+    for name in ("run", "tflite", "init_from", "teacher"):
+        if settings.get(name, "").startswith("pretrained/"):
+            settings[name] = _pretrained(settings[name])
+    return check(Config(**settings))
+
+
+def _pretrained(path: str) -> str:
+    """A path, or if nothing is there what comes with the package under it."""
+    own = shipped("pretrained").parent / path
+    return path if os.path.exists(path) or not own.exists() else str(own)
 
 
 def load_run(directory: str | pathlib.Path, **changes) -> Config:

@@ -15,8 +15,8 @@ from larq_adambnn.runs.directory import Run
 __all__ = [
     "build",
     "build_student",
+    "check_begin",
     "check_initial",
-    "check_own",
     "initial_classes",
     "initial_student",
     "load_student",
@@ -89,8 +89,14 @@ def load_student(
     return layers.binarize(student, *config.steps[(step or last) - 1])
 
 
-def check_own(config: Config, dataset: Dataset) -> None:
-    """Raises UsageError if the user's own network, when it is one, cannot be built and trained."""
+def check_begin(config: Config, dataset: Dataset) -> None:
+    """Raises UsageError if a training cannot begin.
+
+    That is where the user's own network cannot be built and trained, or the weights of
+    larq-zoo cannot be had.
+    """
+    if config.weights:
+        initial_student(config, dataset)
     if is_own(config.model):
         student = build_student(config, dataset)
         try:
@@ -101,10 +107,10 @@ def check_own(config: Config, dataset: Dataset) -> None:
 
 
 def initial_student(config: Config, dataset: Dataset) -> tf.keras.Model:
-    """The student that a training begins with: seeded, or with the weights of --init_from.
+    """The student that a training begins with: seeded, or with other weights.
 
-    Of a run of other classes that is the backbone; the classifier is the seeded one.  With
-    --freeze_backbone only the classifier is trainable.
+    They are those of --init_from or --weights.  Of other classes that is the backbone; the
+    classifier is the seeded one.  With --freeze_backbone only the classifier is trainable.
 
     Raises:
         UsageError: those weights cannot be read.
@@ -120,6 +126,8 @@ def initial_student(config: Config, dataset: Dataset) -> tf.keras.Model:
             source = build(config, dataset.preparation.channels, len(classes))
             _load_weights(source, path, "init_from")
             backbone.copy(source, student)
+    if config.weights:
+        _load_zoo(config.model, student, len(dataset.class_names))
     return backbone.freeze(student) if config.freeze_backbone else student
 
 
@@ -166,6 +174,18 @@ def check_initial(config: Config, dataset: Dataset | None = None) -> None:
     theirs = datasets.describe(earlier, provenance.read(Run(run)))[1]
     if own != theirs:
         raise UsageError(f"--init_from: expected a run with --channels={own}; {run} has {theirs}")
+
+
+def _load_zoo(name: str, student: tf.keras.Model, num_classes: int) -> None:
+    """Gives a network of larq-zoo the weights that larq-zoo has trained."""
+    try:
+        source = models.build(name, input_shape=(224, 224, 3), num_classes=1000, weights="imagenet")
+        if num_classes == 1000:
+            student.set_weights(source.get_weights())
+        else:
+            backbone.copy(source, student)
+    except ValueError as error:
+        raise UsageError(f"--weights: {error}") from error
 
 
 def _load_weights(student: tf.keras.Model, path: pathlib.Path, flag: str) -> None:

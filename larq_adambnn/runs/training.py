@@ -39,7 +39,7 @@ from larq_adambnn.runs.checkpoint import Checkpoint
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import COLUMNS, Run, open_run
 from larq_adambnn.runs.pace import Pace
-from larq_adambnn.runs.students import check_initial, check_own, initial_student, load_student
+from larq_adambnn.runs.students import check_begin, check_initial, initial_student, load_student
 
 __all__ = ["compiled", "run_callbacks", "train"]
 
@@ -70,7 +70,7 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
             teachers.check(config)
             check_initial(config, dataset)
             dataset = datasets.load(config) if dataset is None else _own(dataset, config)
-            check_own(config, dataset)
+            check_begin(config, dataset)
             if exported:
                 exporting.check_network(config, dataset)
             notes = strategies.card_notes(config.strategy)
