@@ -14,7 +14,7 @@ from larq_adambnn.analysis import figures, style, surfaces, toy
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs import datasets, examination, provenance, report
-from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.config import Config, load_run, named_run
 from larq_adambnn.runs.directory import Run, locked
 from larq_adambnn.runs.recording import Snapshot, snapshots
 from larq_adambnn.runs.students import build_student, load_student
@@ -74,7 +74,7 @@ class _Analysis:
     def __init__(self, run: Run, config: Config):
         self.run, self.resolution = run, config.resolution
         given = config.given("data_dir")
-        self.config = load_run(run.directory, **given)
+        self.config = named_run(config)
         self.others = {directory: load_run(directory, **given) for directory in config.compare}
         # Training images in a random order, prepared as for evaluation.
         dataset = datasets.load(self.config, provenance.read(run))

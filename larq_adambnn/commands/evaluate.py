@@ -11,7 +11,7 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description, interpreter
 from larq_adambnn.export.workers import FileError, Worker
 from larq_adambnn.runs import datasets, exporting, provenance, strategies, students
-from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.config import Config, named_run
 from larq_adambnn.runs.directory import Run
 
 __all__ = ["check_fits", "main", "naming", "read_tflite"]
@@ -27,7 +27,7 @@ def main(config: Config) -> None:
     strategy = strategies.build(config)
     tflite, exported = read_tflite(config.tflite) if config.tflite else (None, None)
     if directory:
-        run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
+        run_config = named_run(config)
         dataset = datasets.load(run_config, provenance.read(Run(directory)))
     else:
         dataset = _as_exported(config, tflite, exported)

@@ -3,7 +3,7 @@
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import describe
 from larq_adambnn.runs import exporting, report
-from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.config import Config, named_run
 from larq_adambnn.runs.directory import Run, locked
 
 __all__ = ["main"]
@@ -29,10 +29,9 @@ def main(config: Config) -> None:
     exporting.check_installed()
     directory = config.run or config.output_dir
     run = Run(directory)
-    run_config = load_run(
-        directory,
-        mode=config.mode,
-        **config.given("data_dir", "split"),
+    run_config = named_run(
+        config,
+        **config.given("split"),
         **{name: getattr(config, name) for name in _OWN},
     )
     with locked(run):

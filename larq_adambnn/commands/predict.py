@@ -13,7 +13,7 @@ from larq_adambnn.files import printable
 from larq_adambnn.inference import Guess
 from larq_adambnn.machine import quiet
 from larq_adambnn.runs import datasets, provenance, students
-from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.config import Config, named_run
 from larq_adambnn.runs.directory import Run
 
 __all__ = ["image_files", "main"]
@@ -47,7 +47,7 @@ def main(config: Config) -> None:
         check_fits(network, config.tflite, preparation.input_shape, class_names, source)
     else:
         directory = config.run or config.output_dir
-        run_config = load_run(directory, mode=config.mode, **config.given("data_dir"))
+        run_config = named_run(config)
         dataset = datasets.without_images(run_config, provenance.read(Run(directory)))
         preparation, class_names = dataset.preparation, dataset.class_names
         network = students.load_student(Run(directory), run_config, dataset, config.step)

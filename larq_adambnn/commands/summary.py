@@ -8,7 +8,7 @@ from larq_adambnn.export import device_times
 from larq_adambnn.export.layer_work import layer_work
 from larq_adambnn.export.tflite import Graph
 from larq_adambnn.runs import datasets, exporting, provenance, students
-from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.config import Config, named_run
 from larq_adambnn.runs.directory import Run
 
 __all__ = ["main"]
@@ -26,7 +26,7 @@ def main(config: Config) -> None:
         known = None
         if config.run:
             known = provenance.read(Run(config.run))
-            config = load_run(config.run, mode=config.mode, **config.given("data_dir"))
+            config = named_run(config)
         class_names, channels = datasets.describe(config, known)
         model = students.build(config, channels, len(class_names))
         models.summary(model)

@@ -32,7 +32,7 @@ from larq_adambnn.names import (
 )
 from larq_adambnn.runs.usage import FIRST_STEPS, TOPICS, flag_text, usage
 
-__all__ = ["Config", "load_run", "parse"]
+__all__ = ["Config", "load_run", "named_run", "parse"]
 
 
 def _flag(
@@ -938,3 +938,28 @@ def load_run(directory: str | pathlib.Path, **changes) -> Config:
     _check_run(str(directory), "run")
     values, _ = _read(_read_run(path))
     return Config(**{**_settings(values), "output_dir": str(path.parent), **changes})
+
+
+def named_run(config: Config, **changes) -> Config:
+    """The Config of the run that a command names with --run, or else with --output_dir.
+
+    Args:
+        config: the command's; its mode counts, and its data_dir if it has one.
+        **changes: what counts of the command besides.
+
+    Raises:
+        UsageError: as `load_run`; or the command asks for another network or other data than the
+            run has, which would not be what it gets.
+    """
+    directory = config.run or config.output_dir
+    found = load_run(directory, **{"mode": config.mode, **config.given("data_dir"), **changes})
+    for name, field in _fields().items():
+        asked, has = getattr(config, name), getattr(found, name)
+        _require(
+            asked in (field.default, has)
+            or not field.metadata["defines_run"]
+            or field.metadata["topic"] not in ("network", "data"),
+            f"--{name}: expected {flag_text(has)}, as the run in {directory} has; received "
+            f"{flag_text(asked)}",
+        )
+    return found

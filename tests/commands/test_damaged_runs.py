@@ -132,6 +132,24 @@ def test_a_flipped_bit_of_a_tflite_is_noticed(run, data_dir, picture, capsys):
     assert "%" not in row
 
 
+@pytest.mark.parametrize("mode", ["evaluate", "predict", "export", "analyze", "summary"])
+@pytest.mark.parametrize(
+    ("flag", "has"),
+    [
+        ("image_size=64", "32"),
+        ("dataset=mnist", "digits"),
+        ("width=0.5", "1.0"),
+        ("channels=3", "0"),
+    ],
+)
+def test_what_a_run_has_not_is_not_ignored(mode, flag, has, finished, picture, capsys):
+    """The run's network and data count; a flag that asks for others would do nothing."""
+    images = [f"--images={picture}"] if mode == "predict" else []
+    err = refused(capsys, f"--mode={mode}", f"--run={finished}", f"--{flag}", *images)
+    name, asked = flag.split("=")
+    assert f"--{name}: expected {has}, as the run in {finished} has; received {asked}" in err
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [(flip, "is another file, or damaged"), (lambda path: path.unlink(), "is not there")],
