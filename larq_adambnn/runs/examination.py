@@ -103,11 +103,21 @@ def examine(run: Run, config: Config, dataset: Dataset) -> None:
     images = min(of, limit)
     counts: dict[tuple[int, int], int] = {}
     worst: list[tuple] = []  # (whether it is right, probability, index, ...) of each
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def batches():
+        left = images
+        for pixels, labels in dataset.evaluation(split).as_numpy_iterator():
+            waiting.append((pixels[:left], labels[:left]))
+            yield pixels[:left]
+            left -= len(pixels)
+            if left <= 0:
+                return
+
     index = 0
     with explained(), progress(f"looking at {split} images", "images", images) as bar:
-        for pixels, labels in dataset.evaluation(split).as_numpy_iterator():
-            pixels, labels = pixels[: images - index], labels[: images - index]
-            (of_batch,) = logits(student, [pixels])
+        for of_batch in logits(student, batches()):
+            pixels, labels = waiting.pop(0)
             probabilities = tf.nn.softmax(tf.constant(of_batch, tf.float64)).numpy()
             predicted = of_batch.argmax(-1)
             for row, label in enumerate(labels.tolist()):
@@ -118,8 +128,6 @@ def examine(run: Run, config: Config, dataset: Dataset) -> None:
             worst = heapq.nsmallest(_EXAMPLES, worst, key=lambda example: example[:3])
             index += len(labels)
             bar.update(len(labels))
-            if index == images:
-                break
     source, names = dataset.source(split), dataset.class_names
     examples = [
         Example(

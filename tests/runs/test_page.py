@@ -223,6 +223,20 @@ def test_the_test_images_are_those_that_the_network_mistakes_most(made, data_dir
             np.testing.assert_allclose(np.asarray(picture), 255 * pixels, atol=0.51)
 
 
+def test_of_many_images_the_first_are_looked_at(run, data_dir, monkeypatch):
+    monkeypatch.setattr(examination, "_SMALL_COUNT", 200)
+    config, dataset, student = network_of(run, data_dir)
+    run.examination.unlink()
+    examination.examine(run, config, dataset)
+    found = examination.read(run)
+    assert (found.images, found.of) == (200, 360)
+    images, labels = dataset.examples(200)
+    predicted = student.predict(images, verbose=0).argmax(-1)
+    assert sum(c.images for c in found.confusions) == 200
+    right = sum(c.images for c in found.confusions if c.label == c.predicted)
+    assert right == np.count_nonzero(predicted == labels)
+
+
 HOSTILE = (
     "<script>document.title='hacked'</script>",
     "</script><script>document.title='hacked'</script>",
