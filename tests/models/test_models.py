@@ -81,10 +81,10 @@ def test_forms_of_a_network_share_names_and_shapes(build):
 def test_reactnets_survive_serialization(build, tmp_path):
     model = build((32, 32, 1), 10, 0.1)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
-    expected = model.predict(images, verbose=0)
+    expected = model(images)
     model.save(tmp_path / "model.keras")
     copy = tf.keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(copy.predict(images, verbose=0), expected)
+    np.testing.assert_array_equal(copy(images), expected)
 
 
 def test_initial_weights_have_pytorchs_bounds():
