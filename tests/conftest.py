@@ -1,5 +1,6 @@
 """Shared by the tests: Keras 2 before anything else, and quiet libraries."""
 
+import contextlib
 import gc
 import os
 
@@ -14,6 +15,7 @@ import processes
 import pytest
 import small
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 from larq_adambnn import machine, models, progress
 from larq_adambnn.runs import training
@@ -42,8 +44,15 @@ def _seeded():
 
 @pytest.fixture(autouse=True, scope="module")
 def _collected():
-    """No file leaves its models behind for the next."""
+    """No file leaves its models behind for the next.
+
+    TensorFlow registers the gradient of each traced call of a custom gradient for ever, and with
+    it the graph and the weights that it has to do with.
+    """
     yield
+    gradients = ops.gradient_registry._registry
+    for name in [name for name in gradients if name.startswith("CustomGradient-")]:
+        del gradients[name]
     gc.collect()
     gc.freeze()  # what is left stays, so that collecting what comes is quick
     machine.give_back()
@@ -68,12 +77,32 @@ def data_dir(shared_dir):
     return str(shared_dir / "data")
 
 
+@contextlib.contextmanager
+def _as_reactnet18(network):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models._NETWORKS, "reactnet18", network)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny_network():
+    """--model=reactnet18 is `exports.tiny` in a file that uses this."""
+    with _as_reactnet18(exports.tiny):
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_network():
+    """--model=reactnet18 is `small.network` in a file that uses this."""
+    with _as_reactnet18(small.network):
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits_run(shared_dir, data_dir):
     """A finished run of `exports.tiny` that knows the digits; copy it before changing it."""
     directory = shared_dir / "digits_run"
-    with filelock.FileLock(f"{directory}.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+    with filelock.FileLock(f"{directory}.lock"), _as_reactnet18(exports.tiny):
         if not directory.exists():  # another test process may have made it
             flags = ("--dataset=digits", f"--data_dir={data_dir}")
             exports.make_run(directory, *flags, train=exports.fit)
@@ -83,8 +112,7 @@ def digits_run(shared_dir, data_dir):
 def _trained(directory, data_dir, *flags):
     """A finished run of `small.network`; copy it before changing it."""
     flags = small.flags_of(directory, data_dir, *flags, "--nodeterministic")
-    with filelock.FileLock(f"{directory}.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._NETWORKS, "reactnet18", small.network)
+    with filelock.FileLock(f"{directory}.lock"), _as_reactnet18(small.network):
         if not directory.exists():  # another test process may have made it
             training.train(parse(flags))
     return Run(directory)

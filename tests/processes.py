@@ -1,4 +1,6 @@
-"""Runs of main.py with the small network, as real processes that begin with their imports done."""
+"""Runs of main.py with the small network, and of other programs of the tests, as real processes
+that begin with their imports done.
+"""
 
 import json
 import os
@@ -13,20 +15,31 @@ SMALL = pathlib.Path(__file__).with_name("small.py")
 
 
 class Server:
-    """A process that forks one for each run (`small.serve`)."""
+    """A process that forks one for each run (`small.serve`).
 
-    def __init__(self):
+    Args:
+        environment: variables that have to be set when TensorFlow is imported.
+    """
+
+    def __init__(self, environment=None):
         self._process = subprocess.Popen(
             [sys.executable, SMALL, "serve"],
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert self._process.stdout.readline() == "ready\n"
 
-    def start(self, *arguments, environment=None) -> "Process":
-        """Starts main.py with arguments."""
-        return Process(self, arguments, environment or {})
+    def start(self, *arguments, program=None, environment=None, cwd=".") -> "Process":
+        """Starts main.py, or another program of Python, with arguments in a working directory."""
+        return Process(
+            self,
+            arguments=list(map(str, arguments)),
+            program=program and str(program),
+            environment=environment or {},
+            cwd=os.path.abspath(cwd),
+        )
 
     def ask(self, **request):
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -41,16 +54,12 @@ class Server:
 class Process:
     """One run; its output goes to files."""
 
-    def __init__(self, server, arguments, environment):
+    def __init__(self, server, **request):
         self._server, self.status = server, None
         self._folder = tempfile.TemporaryDirectory()
         for name in ("out", "err"):
             pathlib.Path(self._folder.name, name).touch()
-        self._number = server.ask(
-            arguments=list(map(str, arguments)),
-            folder=self._folder.name,
-            environment=environment,
-        )
+        self._number = server.ask(folder=self._folder.name, **request)
 
     @property
     def out(self) -> str:

@@ -6,6 +6,7 @@ As a program it is main.py with this network in the place of --model=reactnet18.
 import contextlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import sys
@@ -112,16 +113,23 @@ def serve() -> None:
         os.kill(number, signal.SIGKILL)
 
 
-def _become(arguments, folder, environment) -> NoReturn:
-    """What `python small.py` with these arguments does, with its output in a folder."""
+def _become(arguments, folder, program, environment, cwd) -> NoReturn:
+    """What `python small.py`, or another program, does, with its output in a folder."""
     status = 1
     try:
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY), descriptor)
         os.environ.update(environment)
+        os.chdir(cwd)
         if "COPIES_OF" in environment:
             _copy_after_each_write(environment["COPIES_OF"], environment["COPIES_IN"])
-        status = main.main(arguments)
+        if program is None:
+            use()
+            status = main.main(arguments)
+        else:
+            sys.argv = [program, *arguments]
+            runpy.run_path(program, run_name="__main__")
+            status = 0
     except SystemExit as end:
         status = end.code
     except BaseException:
@@ -153,8 +161,9 @@ if __name__ == "__main__":
     from larq_adambnn import machine
 
     with machine.quiet():
-        use()
+        import larq_adambnn.models  # noqa: F401
     if sys.argv[1:] == ["serve"]:
         serve()
     else:
+        use()
         sys.exit(main.main(sys.argv[1:]))

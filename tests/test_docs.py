@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import documents
+import exports
 import numpy as np
 import photographs
 import pytest
@@ -103,6 +104,7 @@ def run(program, folder, monkeypatch):
 
 
 def test_two_steps_in_one_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "reactnet_a", small.network)  # which is traced in seconds
     names = run(FIT[0], tmp_path, monkeypatch)
     assert larq_adambnn.binarization(names["model"]) == (True, True)
     assert len(names["model"].history.epoch) == 4
@@ -111,12 +113,13 @@ def test_two_steps_in_one_fit(tmp_path, monkeypatch):
 def test_a_notebook(tmp_path, monkeypatch, data_dir, capsys):
     load = larq_adambnn.data.load
     monkeypatch.setattr(larq_adambnn.data, "load", lambda name, **kw: load(name, data_dir, **kw))
+    monkeypatch.setitem(models._NETWORKS, "reactnet_a", exports.tiny)
     names = run(FIT[1], tmp_path, monkeypatch)
     assert len(FIT[1].splitlines()) <= 30
     assert larq_adambnn.binarization(names["model"]) == (True, True)
     found = description.read(tmp_path / "digits.json")
     assert found == names["exported"].description
-    assert found.binary_convolutions.converted == 31
+    assert found.binary_convolutions.converted == 2
     assert description.find(tmp_path / "digits.tflite", names["exported"].tflite) == found
     assert names["exported"].report.failures == (), capsys.readouterr().out
     accuracy = larq_adambnn.inference.evaluate(names["exported"].tflite, names["digits"])

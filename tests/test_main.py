@@ -9,12 +9,18 @@ import PIL.Image
 import pytest
 import small
 
+import main
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run(*flags, script=ROOT / "main.py", **kwargs):
+def run(*flags, **kwargs):
     return subprocess.run(
-        [sys.executable, script, *flags], capture_output=True, text=True, timeout=300, **kwargs
+        [sys.executable, ROOT / "main.py", *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
     )
 
 
@@ -44,13 +50,14 @@ def run(*flags, script=ROOT / "main.py", **kwargs):
         ),
     ],
 )
-def test_mistakes_give_one_line_a_status_and_no_files(flags, expected, tmp_path, data_dir):
-    result = run(*flags, f"--data_dir={data_dir}", cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("error: ")
-    assert expected in result.stderr
-    assert "Traceback" not in result.stderr
+def test_mistakes_give_one_line_a_status_and_no_files(flags, expected, server, tmp_path, data_dir):
+    process = server.start(*flags, f"--data_dir={data_dir}", cwd=tmp_path)
+    status, _, err = process.finish()
+    assert status == 2
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    assert expected in err
+    assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
 
 
@@ -68,12 +75,13 @@ def test_help_lists_the_flags():
 
 
 @pytest.mark.parametrize("value", ["x" * 600, "x y" * 200, "x'" * 300, "x' y\"" * 120])
-def test_long_values_are_cut_in_messages(value, tmp_path):
-    result = run("--mode=evaluate", f"--run={value}", cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: --run: expected a run directory (with flags.cfg);")
-    assert "..." in result.stderr
-    assert len(result.stderr) < 250
+def test_long_values_are_cut_in_messages(value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--mode=evaluate", f"--run={value}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --run: expected a run directory (with flags.cfg);")
+    assert "..." in err
+    assert len(err) < 250
 
 
 def test_network_of_larq_zoo_without_it_says_what_to_install(tmp_path):
@@ -123,20 +131,14 @@ def test_output_without_a_reader_ends_as_in_other_programs():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dir):
+def trained(server, tmp_path_factory, data_dir):
     """A run with its .tflite, and what its training printed."""
     directory = tmp_path_factory.mktemp("trained") / "run"
     flags = [flag for flag in small.FLAGS if flag != "--noexport"]
-    result = run(
-        *flags,
-        "--teacher=self",
-        "--epochs=3",
-        f"--data_dir={data_dir}",
-        f"--output_dir={directory}",
-        script=ROOT / "tests" / "small.py",
-    )
-    assert result.returncode == 0, result.stderr
-    return directory, result.stdout
+    places = (f"--data_dir={data_dir}", f"--output_dir={directory}")
+    status, out, err = server.start(*flags, "--teacher=self", "--epochs=3", *places).finish()
+    assert status == 0, err
+    return directory, out
 
 
 def test_training_writes_the_run_directory(trained):
@@ -187,22 +189,17 @@ def test_plain_lines_when_piped(trained):
     assert out.count("step 2  epoch") == 3
 
 
-def test_evaluate_agrees_with_the_training_and_the_tflite_with_keras(trained, data_dir):
+def test_evaluate_agrees_with_the_training_and_the_tflite_with_keras(trained, server, data_dir):
     directory, _ = trained
     last = (directory / "metrics.csv").read_text().splitlines()[-1].split(",")
-    script = ROOT / "tests" / "small.py"
-    keras = run("--mode=evaluate", f"--run={directory}", f"--data_dir={data_dir}", script=script)
-    assert keras.returncode == 0, keras.stderr
-    assert f"top-1 {100 * float(last[5]):.2f} %" in keras.stdout
-    tflite = run(
-        "--mode=evaluate",
-        f"--run={directory}",
-        f"--tflite={directory}/model.tflite",
-        f"--data_dir={data_dir}",
-        script=script,
-    )
-    assert tflite.returncode == 0, tflite.stderr
-    top1 = [float(r.stdout.split("top-1 ")[1].split(" %")[0]) for r in (keras, tflite)]
+    flags = ("--mode=evaluate", f"--run={directory}", f"--data_dir={data_dir}")
+    printed = []
+    for more in ([], [f"--tflite={directory}/model.tflite"]):
+        status, out, err = server.start(*flags, *more).finish()
+        assert status == 0, err
+        printed.append(out)
+    assert f"top-1 {100 * float(last[5]):.2f} %" in printed[0]
+    top1 = [float(out.split("top-1 ")[1].split(" %")[0]) for out in printed]
     assert abs(top1[0] - top1[1]) <= 0.3
 
 

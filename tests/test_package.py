@@ -33,7 +33,7 @@ def python(code):
 
 CHECK = (
     "import larq_adambnn.layers, larq; assert tf.keras.Model.__module__.startswith('tf_keras'); "
-    "larq_adambnn.models.reactnet_a((32, 32, 3), 10, 0.1); print('works')"
+    "assert larq_adambnn.layers.Shift()(tf.zeros([1, 2])).shape == (1, 2); print('works')"
 )
 
 

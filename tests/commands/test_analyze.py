@@ -5,9 +5,7 @@ import shutil
 
 import PIL.Image
 import pytest
-import small
 
-from larq_adambnn import models
 from larq_adambnn.commands import analyze
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import read_rows
@@ -15,10 +13,7 @@ from larq_adambnn.runs import report
 from larq_adambnn.runs.config import load_run, parse
 from larq_adambnn.runs.directory import Run
 
-
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def test_analyze_draws_all_that_a_run_allows(

@@ -7,27 +7,24 @@ import shutil
 import subprocess
 import sys
 
-import exports
 import h5py
 import numpy as np
 import PIL.Image
 import pytest
 
 import main
-from larq_adambnn import files, models
+from larq_adambnn import files
 from larq_adambnn.runs import exporting
 from larq_adambnn.runs.directory import Run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, digits_run):
+def finished(tmp_path_factory, digits_run, tiny_network):
     """A run with everything that a training, an export and an analysis leave behind."""
     run = tmp_path_factory.mktemp("finished") / "run"
     shutil.copytree(digits_run, run)
@@ -39,10 +36,8 @@ def finished(tmp_path_factory, digits_run):
     )
     (run / "analysis.json").write_text('[{"plot": "a.png", "caption": "A figure."}]')
     (run / "left_out.json").write_text('{"train": [{"name": "a.png", "reason": "is no image"}]}')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
-        assert main.main(["--mode=export", f"--run={run}"]) == 0
-        assert main.main([*reported(run)]) == 0
+    assert main.main(["--mode=export", f"--run={run}"]) == 0
+    assert main.main([*reported(run)]) == 0
     return run
 
 

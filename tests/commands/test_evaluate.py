@@ -7,26 +7,21 @@ import numpy as np
 import pytest
 
 import main
-from larq_adambnn import export, inference, models
+from larq_adambnn import export, inference
 from larq_adambnn.export import workers
 from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import load_run
 
-
-@pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, digits_run):
+def run(tmp_path_factory, digits_run, tiny_network):
     """A run that knows the digits, with its float and int8 files."""
     directory = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(digits_run, directory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
-        for flags in ([], ["--int8", "--io_type=int8", "--split=train", "--check_images=1437"]):
-            assert main.main(["--mode=export", f"--run={directory}", *flags]) == 0
+    for flags in ([], ["--int8", "--io_type=int8", "--split=train", "--check_images=1437"]):
+        assert main.main(["--mode=export", f"--run={directory}", *flags]) == 0
     return directory
 
 

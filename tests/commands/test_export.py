@@ -19,9 +19,7 @@ from larq_adambnn.runs.directory import Run
 ALL_TRAIN = ("--split=train", "--check_images=1437")
 
 
-@pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 @pytest.fixture

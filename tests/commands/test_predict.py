@@ -16,10 +16,7 @@ from larq_adambnn.runs import datasets, students
 from larq_adambnn.runs.config import load_run
 from larq_adambnn.runs.directory import Run
 
-
-@pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 @pytest.fixture(scope="module")

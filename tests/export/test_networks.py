@@ -1,6 +1,8 @@
 """Every row of the table of networks: built, trained in two steps, exported, checked, predicted."""
 
 import contextlib
+import pathlib
+import re
 
 import exports
 import networks
@@ -12,6 +14,7 @@ from larq_adambnn import callbacks, export, layers, models
 from larq_adambnn.export import int8 as eight_bits
 from larq_adambnn.export import interpreter, tflite
 from larq_adambnn.models.zoo import SMALLEST
+from larq_adambnn.names import ZOO
 
 
 def forms_of_two_steps(model, images):
@@ -50,7 +53,7 @@ def follow(row, size):
         assert counts.converted == (0 if row.stays_float else row.binary)
         predicted = export.predict(exported.tflite, images)
         assert predicted.shape == (16, networks.CLASSES)
-        if not (int8 and row.trained):
+        if not (int8 and row.int8_fails):
             assert exported.report.passed, exported.report.failures
 
 
@@ -68,6 +71,27 @@ def test_a_named_network(name):
     for size in row.sizes:
         assert row.build(size).output_shape == (None, networks.CLASSES)
     follow(row, row.sizes[1])
+
+
+def test_the_guide_says_what_a_network_cannot_do():
+    guide = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "networks.md"
+    text = guide.read_text(encoding="utf-8").partition("\n## ")[0]
+    assert f"larq-zoo's {len(ZOO)} names" in text
+    said = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", text, re.M))
+
+    def those(what):
+        """The networks of a name, or of a family such as "QuickNets"."""
+        return [name for name in networks.NAMED if name.startswith(what.removesuffix("s"))]
+
+    (sizes,) = [(names, line) for names, line in said.items() if line.startswith("images below")]
+    smallest = zip(sizes[0].split(", "), re.findall(r"\d+", sizes[1]), strict=True)
+    found = {name: int(size) for what, size in smallest for name in those(what)}
+    assert found == {name: size for name, size in SMALLEST.items() if size > 8}
+    two_bits = [n for n, row in networks.NAMED.items() if row.not_binary or row.stays_float]
+    assert two_bits == ["DoReFaNet"]
+    assert all(flag in said["DoReFaNet"] for flag in ("one_step", "--allow_float_fallback"))
+    in_int8 = {n for n, row in networks.NAMED.items() if row.int8_fails and not row.stays_float}
+    assert in_int8 == set(those("QuickNets")) and "QuickNets in `--int8`" in said
 
 
 @pytest.mark.parametrize("name", SMALLEST)

@@ -11,17 +11,15 @@ import time
 
 import numpy as np
 import pytest
-import small
 from processes import SMALL
 from small import flags_of
 
-from larq_adambnn import models
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs import datasets, training
 from larq_adambnn.runs.config import load_run
 from larq_adambnn.runs.directory import Run
 
-KILLS = 20
+KILLS = 10
 
 
 @pytest.fixture
@@ -377,11 +375,6 @@ DAMAGES = {
     "type": (set_to("model/1", lambda array: array.astype(float)), "is of another training"),
     "not finite": (set_to("model/0", not_finite), "has weights that are not finite"),
 }
-
-
-@pytest.fixture
-def small_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

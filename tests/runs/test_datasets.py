@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 
-import exports
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,7 +13,7 @@ import tensorflow as tf
 from photographs import write_folder
 
 import main
-from larq_adambnn import models, weights
+from larq_adambnn import weights
 from larq_adambnn.data.statistics import IMAGENET
 from larq_adambnn.errors import UsageError
 from larq_adambnn.names import APPLICATIONS
@@ -37,20 +36,16 @@ FLAGS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, tiny_network):
     """(folder of china and flower, the run that was trained on it)."""
     place = tmp_path_factory.mktemp("trained")
     folder = write_folder(place / "data")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
-        flags = (f"--data_dir={folder}", f"--output_dir={place}/run")
-        assert main.main([*FLAGS, *flags]) == 0
+    flags = (f"--data_dir={folder}", f"--output_dir={place}/run")
+    assert main.main([*FLAGS, *flags]) == 0
     return folder, place / "run"
 
 

@@ -67,18 +67,6 @@ def test_predict(run, data_dir, tmp_path, capsys):
             assert a["probability"] == pytest.approx(b["probability"], rel=1e-4)
 
 
-def test_export(run, data_dir, capsys):
-    """The same network is exported again, and the report is written from the new file."""
-    former = json.loads((run / "export.json").read_text())
-    command(capsys, "--mode=export", f"--run={run}", f"--data_dir={data_dir}")
-    now = json.loads((run / "export.json").read_text())
-    assert now.keys() - former.keys() == {"step", "weights_sha256", "complexity", "estimates"}
-    for key in ("operators", "input", "output", "preprocessing", "class_names", "accuracy"):
-        assert now[key] == former[key], key
-    assert now["binary_convolutions"]["converted"] == 16
-    assert "## model.tflite" in (run / "report.md").read_text()
-
-
 def test_resume(run, data_dir, capsys):
     """Interrupted in the middle of its last epoch, it ends with the weights that it had."""
     expected = shutil.move(run / "checkpoints" / "step2.weights.h5", run.parent / "expected.h5")
@@ -100,7 +88,11 @@ def test_resume(run, data_dir, capsys):
 def test_a_moved_run_is_the_same_and_what_is_not_of_its_weights_is_exported_again(
     run, data_dir, capsys
 ):
-    """Its flags.cfg says runs/former; its .tflite is for a while that of step 1."""
+    """Its flags.cfg says runs/former; its .tflite is for a while that of step 1.
+
+    What is exported then is the same network as before, and the report is written from it.
+    """
+    former = json.loads((run / "export.json").read_text())
     last = run / "checkpoints" / "step2.weights.h5"
     hidden = shutil.move(last, run.parent / "hidden.h5")
     flags = ("--mode=export", f"--run={run}", f"--data_dir={data_dir}")
@@ -112,6 +104,11 @@ def test_a_moved_run_is_the_same_and_what_is_not_of_its_weights_is_exported_agai
     command(capsys, *again)
     now = json.loads((run / "export.json").read_text())
     assert (now["step"], now["binary_convolutions"]["converted"]) == (2, 16)
+    sums = {"selftest_sha256", "weights_sha256"}
+    assert now.keys() - former.keys() == {"step", "complexity", "estimates", *sums}
+    for key in ("operators", "input", "output", "preprocessing", "class_names", "accuracy"):
+        assert now[key] == former[key], key
+    assert "## model.tflite" in (run / "report.md").read_text()
     assert "16 of 16 binary layers are LceBconv2d" in (run / "report.md").read_text()
     time = (run / "model.tflite").stat().st_mtime_ns
     command(capsys, *again)

@@ -5,10 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-import small
 import tensorflow as tf
 
-from larq_adambnn import models
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import read_rows
 from larq_adambnn.runs import datasets
@@ -16,10 +14,7 @@ from larq_adambnn.runs.config import load_run
 from larq_adambnn.runs.recording import Snapshot, snapshots
 from larq_adambnn.runs.students import build_student, load_student
 
-
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def test_each_layer_and_epoch_has_a_row(two_step_run):

@@ -2,12 +2,9 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -104,19 +101,9 @@ def clusters(first="worker"):
 
 
 def result(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    status, out, err = process.finish()
+    assert status == 0, err
     return json.loads(out.splitlines()[-1])
-
-
-def start(kind, environment=None):
-    return subprocess.Popen(
-        [sys.executable, REPLICAS, kind],
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def compare(received, expected):
@@ -129,8 +116,8 @@ def compare(received, expected):
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    expected = result(start("one"))
+def one_device(server):
+    expected = result(server.start("one", program=REPLICAS))
     assert len(expected["losses"]) == 10
     assert np.std(expected["losses"]) > 1e-3
     assert expected["images"] == 37
@@ -140,12 +127,16 @@ def one_device():
     return expected
 
 
-def test_two_devices_train_like_one(one_device):
-    compare(result(start("mirrored")), one_device)
+def test_two_devices_train_like_one(one_device, server):
+    compare(result(server.start("mirrored", program=REPLICAS)), one_device)
 
 
-def test_two_processes_train_like_one(one_device):
-    for process in [start("worker", environment) for environment in clusters()]:
+def test_two_processes_train_like_one(one_device, server):
+    workers = [
+        server.start("worker", program=REPLICAS, environment=environment)
+        for environment in clusters()
+    ]
+    for process in workers:
         compare(result(process), one_device)
 
 

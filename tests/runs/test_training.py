@@ -1,11 +1,10 @@
 """A run on a data set of one's own, through the Python functions."""
 
-import exports
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from larq_adambnn import data, inference, models
+from larq_adambnn import data, inference
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description
 from larq_adambnn.runs import training
@@ -27,9 +26,7 @@ FLAGS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def tiny_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", exports.tiny)
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 def own(count):

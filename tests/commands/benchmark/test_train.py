@@ -1,16 +1,17 @@
 """The PyTorch twin computes what the published code does, and the benchmark measures it."""
 
 import dataclasses
-import pathlib
-import subprocess
-import sys
 
+import numpy as np
 import pytest
+import seeded
 import small
 import tensorflow as tf
+import torch
 
-from larq_adambnn import models
-from larq_adambnn.commands.benchmark import train
+import larq_adambnn
+from larq_adambnn import checkpoints, losses, models, optimizers
+from larq_adambnn.commands.benchmark import train, twin
 from larq_adambnn.errors import UsageError
 from larq_adambnn.kernels import winograd
 from larq_adambnn.runs import config
@@ -20,12 +21,43 @@ SMALL = config.Config(
 )
 
 
+def as_arrays(network):
+    return {name: value.detach().numpy().copy() for name, value in network.state_dict().items()}
+
+
 @pytest.mark.parametrize("case", ["adambnn_step1", "adambnn_step2"])
 def test_twin_is_the_published_network(case):
-    """In a process of its own, which has gigabytes for itself."""
-    program = pathlib.Path(__file__).with_name("golden_twin.py")
-    ended = subprocess.run([sys.executable, program, case], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    golden = np.load(seeded.HERE / f"{case}_seed0.npz")
+    network = twin.ReActNetA(binary=case.endswith("step2")).double()
+    state_dict = seeded.state_dict(case, 0)
+    network.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in state_dict.items()})
+    with torch.no_grad():
+        logits = network.eval()(torch.from_numpy(seeded.images(0, 2))).numpy()
+    expected = golden["eval_logits"]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("step", "decay"), [(1, 5e-6), (2, 0.0)])
+def test_twin_trains_as_our_network_does(step, decay, float64):
+    """Which `test_golden` holds to the published training."""
+    torch.manual_seed(0)
+    network = twin.ReActNetA(width=0.125, num_classes=10, binary=step == 2).double()
+    model = models.reactnet_a((64, 64, 3), num_classes=10, width=0.125)
+    checkpoints.load_state_dict(model, as_arrays(network))
+    larq_adambnn.binarize(model, True, step == 2)
+    model.compile(
+        optimizers.Adam(2.5e-3, weight_decay=decay), losses.DistributionLoss(), run_eagerly=True
+    )
+    random = np.random.default_rng(0)
+    images, target = random.normal(size=(4, 64, 64, 3)), random.normal(size=(4, 10))
+    training = twin.Training(network, 2.5e-3, decay)
+    batch = torch.from_numpy(images.transpose(0, 3, 1, 2)), torch.from_numpy(target)
+    received = [training(*batch) for _ in range(3)]
+    expected = [model.train_on_batch(images, target) for _ in range(3)]
+    np.testing.assert_allclose(received, expected, rtol=1e-10)
+    final = checkpoints.to_state_dict(model)
+    for name, value in network.named_parameters():
+        np.testing.assert_allclose(value.detach(), final[name], rtol=0, atol=1e-8, err_msg=name)
 
 
 def test_contenders_take_turns_and_are_measured():

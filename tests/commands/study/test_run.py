@@ -9,7 +9,6 @@ import PIL.Image
 import pytest
 import small
 
-from larq_adambnn import models
 from larq_adambnn.commands import study
 from larq_adambnn.commands.study import matrices
 from larq_adambnn.errors import UsageError
@@ -17,10 +16,7 @@ from larq_adambnn.files import read_rows
 from larq_adambnn.runs.config import parse
 from larq_adambnn.runs.directory import Run, open_run
 
-
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 def config(output_dir, data_dir, *flags):
