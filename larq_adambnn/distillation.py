@@ -56,8 +56,7 @@ class Distiller(tf.keras.Model):
         expect("microbatches", microbatches, whole(1))
         super().__init__(name=f"{student.name}_distiller")
         self.student = student
-        # Behind a function, so that Keras does not track the teacher's variables.
-        self._teach = None if teacher is None else lambda images: teacher(images)
+        self.taught_by(teacher)
         self.label_weight = label_weight
         self.label_smoothing = label_smoothing
         self.microbatches = microbatches
@@ -66,6 +65,11 @@ class Distiller(tf.keras.Model):
         self._top1 = tf.keras.metrics.Mean("accuracy")
         self._top5 = tf.keras.metrics.Mean("top5_accuracy")
         student._fitted_by = weakref.WeakSet([self])  # so that `binarize(student)` reaches it
+
+    def taught_by(self, teacher: Callable[[tf.Tensor], tf.Tensor] | None) -> None:
+        """Sets the teacher, for what is traced from now on."""
+        # Behind a function, so that Keras does not track the teacher's variables.
+        self._teach = None if teacher is None else lambda images: teacher(images)
 
     @property
     def metrics(self):

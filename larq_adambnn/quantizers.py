@@ -4,6 +4,8 @@ Keras finds classes in .keras files and SavedModels by the name of the package, 
 .h5 files, where Larq's layers are their parents, only by their own, as Larq's quantizers.
 """
 
+from collections.abc import Callable
+
 import larq as lq
 import tensorflow as tf
 
@@ -38,7 +40,7 @@ def approx_sign(x: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
     return sign(x)
 
 
-def scaled_sign(w: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
+def scaled_sign(w: tf.Tensor, clip: float = 1.0, temperature: tf.Tensor | None = None) -> tf.Tensor:
     """Binary weights with one scale per output channel (ReActNet, section 3; XNOR-Net).
 
     Forward: ``s * sign(w)`` with ``s`` the mean of ``|w|`` over all axes but the
@@ -46,9 +48,13 @@ def scaled_sign(w: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
     flows through ``s``.  (``larq.quantizers.MagnitudeAwareSign`` has the same
     forward pass but multiplies the gradient by ``s``.)
 
+    With a temperature T above 0 the forward pass is the sign's soft form, ``w / T`` clipped to
+    [-s, s], and the gradient is the same.  (BNext, arXiv 2211.12933, has T without the unit s.)
+
     Args:
         w: latent weights, output channels on the last axis.
         clip: from which size on a weight has no gradient.
+        temperature: scalar; 0, like None, is the sign.
 
     Returns:
         Tensor of w's shape and dtype.
@@ -64,7 +70,13 @@ def scaled_sign(w: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
         def grad(dy):
             return select(inside, dy, tf.zeros([], dy.dtype))
 
-        return select(w >= 0, scale, -scale), grad
+        binary = select(w >= 0, scale, -scale)
+        if temperature is None:
+            return binary, grad
+        warm = temperature > 0
+        divisor = tf.cast(tf.where(warm, temperature, 1.0), w.dtype)
+        soft = tf.minimum(tf.maximum(w / divisor, -scale), scale)
+        return select(warm, soft, binary), grad
 
     return sign(w)
 
@@ -104,12 +116,18 @@ class ApproxSign(_Clipped, lq.quantizers.ApproxSign):
 @lq.utils.register_keras_custom_object
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
 class ScaledSign(_Clipped, lq.quantizers.Quantizer):
-    """Kernel quantizer of ReActNet: `scaled_sign`."""
+    """Kernel quantizer of ReActNet: `scaled_sign`.
+
+    Attributes:
+        temperature: function that gives it, which is no part of what is saved; None for 0.
+    """
 
     precision = 1
+    temperature: Callable[[], tf.Tensor] | None = None
 
     def call(self, inputs):
-        return scaled_sign(inputs, self.clip)
+        temperature = None if self.temperature is None else self.temperature()
+        return scaled_sign(inputs, self.clip, temperature)
 
 
 _QUANTIZER = Kind("a Larq quantizer, its name or its configuration", callable)

@@ -39,6 +39,21 @@ def test_scaled_sign_gradient_is_clipped_and_none_flows_through_the_scale(tuned,
     np.testing.assert_array_equal(tape.gradient(y, x, tf.constant(dy)), expected)
 
 
+@pytest.mark.parametrize("temperature", [2.0, 0.1, 0.0])
+def test_a_warm_sign_is_soft_and_has_the_gradient_of_the_cold_one(tuned, temperature):
+    w, dy = kernel(), np.random.default_rng(1).normal(size=(3, 3, 5, 7))
+    x = tf.constant(w)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = scaled_sign(x, 1.5, tf.constant(temperature))
+    scale = np.abs(w).mean(axis=(0, 1, 2))
+    expected = np.clip(w / temperature, -scale, scale) if temperature else scaled_sign(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-7 if temperature else 0)
+    np.testing.assert_array_equal(
+        tape.gradient(y, x, tf.constant(dy)), np.where(np.abs(w) <= 1.5, dy, 0)
+    )
+
+
 def test_scaled_sign_of_a_dense_kernel_scales_each_output(tuned):
     w = kernel((11, 4))
     y = scaled_sign(tf.constant(w)).numpy()

@@ -10,7 +10,9 @@ from larq_adambnn.callbacks.measurements import (
 )
 from larq_adambnn.callbacks.recipe import (
     AverageWeights,
+    FirstStepTeacher,
     LinearDecay,
+    ProgressiveWeights,
     RateSchedule,
     TwoStepSwitch,
     WeightDecaySchedule,
@@ -20,10 +22,12 @@ __all__ = [
     "ActivationSaturation",
     "AverageWeights",
     "CorrelationToInitialization",
+    "FirstStepTeacher",
     "FlipFlopRatio",
     "Gradients",
     "KernelMagnitude",
     "LinearDecay",
+    "ProgressiveWeights",
     "RateSchedule",
     "TwoStepSwitch",
     "UpdateSize",

@@ -16,6 +16,7 @@ from larq_adambnn.arguments import (
     Kind,
     either,
     expect,
+    instance,
     number,
     one_of,
     optional,
@@ -23,10 +24,14 @@ from larq_adambnn.arguments import (
     whole,
 )
 from larq_adambnn.callbacks.state import Stateful, check_each_iteration
+from larq_adambnn.distillation import Distiller
+from larq_adambnn.quantizers import ScaledSign
 
 __all__ = [
     "AverageWeights",
+    "FirstStepTeacher",
     "LinearDecay",
+    "ProgressiveWeights",
     "RateSchedule",
     "TwoStepSwitch",
     "WeightDecaySchedule",
@@ -136,6 +141,55 @@ class TwoStepSwitch(Stateful):
         self._switched = bool(state["switched"])
 
 
+class FirstStepTeacher(Stateful):
+    """Has the network at the end of step 1 teach step 2 (arXiv 2003.11535, section 4.2).
+
+    For a `Distiller`; it comes after the `TwoStepSwitch` in the list.
+
+    Args:
+        epoch: first epoch of step 2, as the switch has it.
+        copy: the student's network, built once more; it takes the student's weights then.
+        first: (activations, weights) that are binary in step 1.
+
+    Raises:
+        ValueError: an argument is not what it should be, or the fitted model is no Distiller.
+    """
+
+    def __init__(
+        self, epoch: int, copy: tf.keras.Model, *, first: tuple[bool, bool] = (True, False)
+    ):
+        super().__init__()
+        expect("epoch", epoch, _EPOCHS)
+        expect("copy", copy, instance(tf.keras.Model, "a Keras model"))
+        expect("first", first, _FORM)
+        self.epoch = epoch
+        self.copy = layers.binarize(copy, *first)
+
+    def on_train_begin(self, logs=None):
+        expect("model", self.model, instance(Distiller, "a Distiller"))
+        self._begun = False
+        super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        if epoch < self.epoch:
+            return
+        if not self._begun:
+            self._begun = True
+            self.copy.set_weights(self.model.student.get_weights())
+        self.model.taught_by(lambda images: self.copy(images, training=False))
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """The weights of the teacher, and whether it teaches."""
+        copied = {str(i): array for i, array in enumerate(self.copy.get_weights())}
+        return {**super().get_state(), **copied, "begun": np.bool_(self._begun)}
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        super().set_state(state)
+        self._begun = bool(state["begun"])
+        self.copy.set_weights([state[str(i)] for i in range(len(self.copy.weights))])
+
+
 def _is_schedule(values) -> bool:
     return (
         isinstance(values, Mapping)
@@ -204,7 +258,37 @@ def share_of_rate(
     return _SHAPES[shape]((iteration - rising) / (iterations - rising))
 
 
-class RateSchedule(tf.keras.callbacks.Callback):
+class _Schedule(tf.keras.callbacks.Callback):
+    """Sets a variable to the `value` of each iteration.
+
+    A subclass gives `_start` the variable in its `on_train_begin`.
+    """
+
+    by_epoch = False  # one value for all iterations of an epoch
+
+    def _start(self, variable: tf.Variable) -> None:
+        if not self.by_epoch and not self.params.get("steps"):
+            raise ValueError("Expected a known number of iterations in an epoch. Received: None")
+        if not self.by_epoch:
+            check_each_iteration(self)
+        self._variable = variable
+        self._steps = self.params.get("steps") or 1
+        # A value that came from the host at each iteration would have to wait for the device.
+        self._values = tf.Variable(tf.zeros([self._steps], variable.dtype), trainable=False)
+        each = self.model.distribute_strategy.experimental_local_results
+        self._of_replicas = list(zip(each(variable), each(self._values), strict=True))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        start = epoch * self._steps
+        self._values.assign([self.value(start + i, self._steps) for i in range(self._steps)])
+
+    def on_train_batch_begin(self, batch, logs=None):
+        for variable, values in self._of_replicas:  # each has its own, so that nothing is copied
+            with tf.device(variable.device):
+                variable.assign(values.read_value()[0 if self.by_epoch else batch])
+
+
+class RateSchedule(_Schedule):
     """Sets the learning rate of each iteration, anew in each period, such as a step of the paper.
 
     It is `share_of_rate` of the `learning_rate`.
@@ -254,31 +338,13 @@ class RateSchedule(tf.keras.callbacks.Callback):
                 f"Expected an optimizer whose learning rate is a number, which {name} sets. "
                 f"Received: {type(optimizer).__name__} with the schedule {schedule['class_name']}"
             )
-        if not self.by_epoch and not self.params.get("steps"):
-            raise ValueError("Expected a known number of iterations in an epoch. Received: None")
-        if not self.by_epoch:
-            check_each_iteration(self)
-        self._rate = optimizer.learning_rate
-        self._steps = self.params.get("steps") or 1
-        # A rate that came from the host at each iteration would have to wait for the device.
-        self._rates = tf.Variable(tf.zeros([self._steps], self._rate.dtype), trainable=False)
-        each = self.model.distribute_strategy.experimental_local_results
-        self._of_replicas = list(zip(each(self._rate), each(self._rates), strict=True))
-
-    def on_epoch_begin(self, epoch, logs=None):
-        start = epoch * self._steps
-        self._rates.assign([self.rate(start + i, self._steps) for i in range(self._steps)])
-
-    def on_train_batch_begin(self, batch, logs=None):
-        for rate, rates in self._of_replicas:  # each has its own, so that nothing is copied
-            with tf.device(rate.device):
-                rate.assign(rates.read_value()[0 if self.by_epoch else batch])
+        self._start(optimizer.learning_rate)
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
-            logs["learning_rate"] = float(self._rate.numpy())
+            logs["learning_rate"] = float(self._variable.numpy())
 
-    def rate(self, iteration: int, steps: int) -> float:
+    def value(self, iteration: int, steps: int) -> float:
         """Learning rate of an iteration of the training, of which an epoch has `steps`."""
         for length in self.epochs:
             if iteration < length * steps:
@@ -310,6 +376,68 @@ class LinearDecay(RateSchedule):
     ):
         expect("published", published, FLAG)
         super().__init__(learning_rate, epochs, shape="linear", by_epoch=published)
+
+
+class ProgressiveWeights(_Schedule):
+    """Has the weights become binary in the course of one step (BNext, arXiv 2211.12933).
+
+    The kernels that are used are ``w / T`` clipped to [-s, s], see `quantizers.scaled_sign`.
+    The temperature T falls by the same factor at each iteration, and is 0 after the given
+    share of the training: the rest of it, every evaluation and what is saved have the sign.
+
+    Args:
+        epochs: of the training.
+        share: of its iterations, in which the weights are not binary yet.
+        first, last: temperature at the first and at the last of these, in units of the mean
+            absolute weight of each output channel.
+
+    Raises:
+        ValueError: an argument is not what it should be; at the start of `fit`, when the model
+            has no kernel with a `ScaledSign` or the number of iterations in an epoch is unknown.
+    """
+
+    def __init__(self, epochs: int, *, share: float = 0.6, first: float = 2.0, last: float = 0.02):
+        super().__init__()
+        expect("epochs", epochs, _EPOCHS)
+        expect("share", share, number(0, 1))
+        expect("first", first, number(above=0))
+        expect("last", last, number(above=0))
+        self.epochs, self.share, self.first, self.last = epochs, share, first, last
+
+    def on_train_begin(self, logs=None):
+        found = [
+            layers.quantizer(layer, attribute)
+            for layer, attribute in layers.binary_quantizers(self.model, layers.KERNELS)
+        ]
+        self._signs = [sign for sign in found if isinstance(sign, ScaledSign)]
+        if not self._signs:
+            raise ValueError(
+                f"Expected a model with binary kernels by a ScaledSign. Received: {self.model.name}"
+            )
+        self._start(tf.Variable(0.0, trainable=False, name="temperature"))
+        self._set(self._variable.read_value)
+
+    def on_test_begin(self, logs=None):
+        self._trained_at = self._variable.numpy()
+        self._variable.assign(0.0)
+
+    def on_test_end(self, logs=None):
+        self._variable.assign(self._trained_at)
+
+    def on_train_end(self, logs=None):
+        self._set(None)
+
+    def _set(self, temperature) -> None:
+        for sign in self._signs:
+            sign.temperature = temperature
+        layers.retrace(self.model)  # a traced function keeps the form it was traced in
+
+    def value(self, iteration: int, steps: int) -> float:
+        """Temperature at an iteration of the training, of which an epoch has `steps`."""
+        warm = self.share * self.epochs * steps
+        if iteration >= warm:
+            return 0.0
+        return self.first * (self.last / self.first) ** (iteration / max(1, warm - 1))
 
 
 class AverageWeights(Stateful):
@@ -385,7 +513,7 @@ class AverageWeights(Stateful):
         statistics = [] if self.batches is None else batch_norm.statistics(self.model)
         changed = [*self._weights, *statistics]
         self._kept = [(variable, variable.numpy()) for variable in changed]
-        if int(self._count) > 0:
+        if self._count.numpy() > 0:
             for weight, average in zip(self._weights, self._averages, strict=True):
                 weight.assign(average.numpy())
         if self.batches is not None:

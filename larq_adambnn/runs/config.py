@@ -251,8 +251,9 @@ class Config:
 
     order: str = _recipe(
         "activations_first",
-        "What is binary in each step.",
-        choices=("activations_first", "weights_first", "one_step", "real_valued"),
+        "What is binary in each step; progressive is one step, in which a ReActNet's weights "
+        "become binary by and by.",
+        choices=("activations_first", "weights_first", "one_step", "progressive", "real_valued"),
     )
     init_from: str = _recipe(
         "",
@@ -339,6 +340,11 @@ class Config:
         "resnet34",
         "Teacher of the distribution loss: self (the real-valued student, trained first), a run "
         "directory, resnet34, or a name of tf.keras.applications such as ResNet50.",
+    )
+    step2_teacher: str = _recipe(
+        "same",
+        "Teacher of step 2: the same, or the network at the end of step 1.",
+        choices=("same", "step1"),
     )
     teacher_weights: str = _recipe(
         "", "Weights of a named teacher: a file, or imagenet (downloads them).", defines_run=False
@@ -432,6 +438,7 @@ class Config:
             "activations_first": ((True, False),),
             "weights_first": ((False, True),),
             "one_step": (),
+            "progressive": (),
             "real_valued": (),
         }[self.order]
         return (*first, (False, False) if self.order == "real_valued" else (True, True))
@@ -540,6 +547,17 @@ def check(config: Config) -> Config:
             f"--{name}: expected 1, as only the ReActNets have another; received "
             f"{getattr(config, name)} for --model={config.model}",
         )
+    _require(
+        config.order != "progressive" or config.model.startswith("reactnet"),
+        f"--order: expected another than progressive for --model={config.model}, as only the "
+        "ReActNets have it",
+    )
+    _require(
+        config.step2_teacher == "same"
+        or (len(config.steps) == 2 and config.loss != "cross_entropy"),
+        "--step2_teacher: expected two steps and a loss with a teacher for step1; received "
+        f"--order={config.order} and --loss={config.loss}",
+    )
     _require(
         not config.label_smoothing or config.loss != "distribution",
         "--label_smoothing: expected --loss=cross_entropy or weighted_sum with it, as "

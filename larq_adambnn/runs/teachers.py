@@ -62,6 +62,8 @@ def own_config(config: Config, directory: str) -> Config:
         label_weight=0.5,
         label_smoothing=0.0,
         ema=0.0,
+        batch_norm_batches=0,
+        step2_teacher="same",
         reload_best=False,
         export=False,
         output_dir=directory,

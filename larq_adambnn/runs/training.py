@@ -39,7 +39,13 @@ from larq_adambnn.runs.checkpoint import Checkpoint
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import COLUMNS, Run, open_run
 from larq_adambnn.runs.pace import Pace
-from larq_adambnn.runs.students import check_begin, check_initial, initial_student, load_student
+from larq_adambnn.runs.students import (
+    build,
+    check_begin,
+    check_initial,
+    initial_student,
+    load_student,
+)
 
 __all__ = ["compiled", "run_callbacks", "train"]
 
@@ -195,9 +201,14 @@ def run_callbacks(
         count = config.batch_norm_batches
         batches = dataset.train().take(count) if count else None
         average = [callbacks.AverageWeights(config.ema, batches=batches)]
+    first_teacher = []
+    if config.step2_teacher == "step1":
+        with strategies.precision(config.precision):
+            copy = build(config, dataset.preparation.channels, len(dataset.class_names))
+        first_teacher = [callbacks.FirstStepTeacher(epochs[0], copy, first=config.steps[0])]
     log = _Log(run, config, dataset, epochs, *average)
     recorder = recording.Recorder(run, config, dataset, epochs)
-    stateful = [*average, *recorder.measurements, log]
+    stateful = [*first_teacher, *average, *recorder.measurements, log]
     checkpoint = Checkpoint(
         run, dataset.iterations_per_epoch, stateful, every=config.checkpoint_iterations
     )
@@ -284,6 +295,8 @@ def _recipe(config: Config, run: Run, epochs: tuple[int, ...]) -> list[tf.keras.
         first, second = config.steps
         best = str(run.best_weights) if config.reload_best else None
         recipe.append(callbacks.TwoStepSwitch(epochs[0], first=first, second=second, reload=best))
+    if config.order == "progressive":
+        recipe.append(callbacks.ProgressiveWeights(epochs[0]))
     return [*recipe, callbacks.WeightDecaySchedule(decays)]
 
 

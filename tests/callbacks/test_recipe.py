@@ -7,9 +7,10 @@ import small
 import tensorflow as tf
 
 import larq_adambnn
-from larq_adambnn import callbacks, optimizers
+from larq_adambnn import callbacks, losses, optimizers
 from larq_adambnn.batch_norm import reestimate_batch_norm
 from larq_adambnn.callbacks.recipe import share_of_rate
+from larq_adambnn.distillation import Distiller
 
 STEPS = 4  # in an epoch of `fit`
 
@@ -72,7 +73,7 @@ def fit(model, recipe, epochs, **kwargs):
 def test_linear_decay_at_given_times(published, epochs, expected):
     decay = callbacks.LinearDecay(0.8, epochs, published=published)
     for iteration, share in expected.items():
-        assert decay.rate(iteration, 4) == pytest.approx(0.8 * share)
+        assert decay.value(iteration, 4) == pytest.approx(0.8 * share)
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine"])
@@ -97,7 +98,7 @@ def test_rates_are_those_of_pytorchs_schedulers(shape, warmup):
             optimizer.step()
             falling.step()
     schedule = callbacks.RateSchedule(0.8, (5, 10), shape=shape, warmup=warmup / 20)
-    received = [schedule.rate(iteration, 4) for iteration in range(60)]
+    received = [schedule.value(iteration, 4) for iteration in range(60)]
     np.testing.assert_allclose(received, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -113,7 +114,7 @@ def test_short_periods_rise_to_the_whole_rate_and_never_above(warmup, iterations
 def test_a_schedule_sets_the_rate_of_each_iteration_of_a_fit():
     schedule = callbacks.RateSchedule(0.01, (2, 1), warmup=0.25)
     seen, history = fit(compiled(optimizers.Adam()), [schedule], 3)
-    rates = [schedule.rate(iteration, STEPS) for iteration in range(3 * STEPS)]
+    rates = [schedule.value(iteration, STEPS) for iteration in range(3 * STEPS)]
     np.testing.assert_allclose([s["rate"] for s in seen], rates, rtol=1e-6)
     assert history["learning_rate"][-1] == pytest.approx(rates[-1])
     assert max(rates) == 0.01 > rates[0] > 0
@@ -235,6 +236,68 @@ def test_losses_in_bfloat16_track_those_of_float32():
     np.testing.assert_allclose(histories[1], histories[0], rtol=0, atol=0.25 * fall)
 
 
+def test_progressive_weights_become_signs_and_are_evaluated_as_signs():
+    """The temperature falls by one factor; then the training is that of the sign."""
+    model = compiled(optimizers.Adam(0.01))
+    callback = callbacks.ProgressiveWeights(3, share=0.5, first=1.0, last=0.01)
+    (layer,) = (layer for layer in model.layers if layer.name == "block1_conv3x3")
+    levels = {"train": [], "test": []}
+
+    class Watch(tf.keras.callbacks.Callback):
+        def note(self, kind):
+            kernel = layer.kernel_quantizer(tf.convert_to_tensor(layer.kernel.latent_variable))
+            levels[kind].append(len(np.unique(np.abs(kernel[..., 0]).round(6))))
+
+        def on_train_batch_begin(self, batch, logs=None):
+            self.note("train")
+
+        def on_test_batch_begin(self, batch, logs=None):
+            self.note("test")
+
+    options = {"validation_data": data(), "validation_batch_size": 32}
+    fit(model, [callback, Watch()], 3, **options)
+    temperatures = [callback.value(iteration, STEPS) for iteration in range(3 * STEPS)]
+    np.testing.assert_allclose(temperatures[:6], 0.01 ** (np.arange(6) / 5))
+    assert temperatures[6:] == [0.0] * 6
+    assert levels["train"][0] > 10 > levels["train"][2] > 1
+    assert levels["train"][6:] == [1] * 6
+    assert levels["test"] == [1] * 3
+    assert layer.kernel_quantizer.quantizer.temperature is None
+    plain = tf.keras.Sequential([tf.keras.layers.Dense(1)])
+    plain.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="binary kernels by a ScaledSign"):
+        fit(plain, [callback], 1)
+
+
+def test_the_network_at_the_end_of_step_1_teaches_step_2():
+    """With binary activations only, while the student's weights are binary too."""
+    images, labels = data()
+    student, copy = (small.network((32, 32, 1), 10) for _ in range(2))
+    model = Distiller(student, lambda images: tf.eye(1, 10) + 0 * images[:, 0, 0])
+    model.compile(optimizers.Adam(0.01), losses.DistributionLoss())
+    found = []
+
+    class Watch(tf.keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            target = self.model._target(images[:8], labels[:8]).numpy()
+            found.append((target, larq_adambnn.binarize(copy, True, False)(images[:8]).numpy()))
+            found[-1] += (student.get_weights(), copy.get_weights())
+
+    teacher = callbacks.FirstStepTeacher(1, copy)
+    model.fit(
+        images, labels, 8, 2, callbacks=[callbacks.TwoStepSwitch(1), teacher, Watch()], verbose=0
+    )
+    target, _, *_ = found[0]
+    np.testing.assert_array_equal(target, np.eye(10)[[0] * 8])
+    target, logits, now, taken = found[1]
+    np.testing.assert_array_equal(target, logits)
+    for one, other in zip(now, taken, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert larq_adambnn.binarization(student) == (True, True)
+    with pytest.raises(ValueError, match="Expected model to be a Distiller"):
+        fit(compiled(optimizers.Adam()), [callbacks.FirstStepTeacher(1, copy)], 1)
+
+
 def averaged(values, momentum):
     """The mean of some arrays, the last but s of which counts momentum ** s."""
     shares = momentum ** np.arange(len(values))[::-1]
@@ -308,6 +371,10 @@ def test_batch_norms_are_evaluated_with_statistics_of_the_weights(momentum):
         (lambda: callbacks.LinearDecay(0.1, (3, 0)), "epochs"),
         (lambda: callbacks.LinearDecay(0.1, ()), "epochs"),
         (lambda: callbacks.RateSchedule(0.1, 3, shape="step"), "shape"),
+        (lambda: callbacks.ProgressiveWeights(0), "epochs"),
+        (lambda: callbacks.ProgressiveWeights(1, share=1.5), "share"),
+        (lambda: callbacks.ProgressiveWeights(1, first=0), "first"),
+        (lambda: callbacks.ProgressiveWeights(1, last=-1), "last"),
         (lambda: callbacks.RateSchedule(0.1, 3, warmup=1), "warmup"),
         (lambda: callbacks.WeightDecaySchedule({}), "values"),
         (lambda: callbacks.WeightDecaySchedule({1: 0.0}), "values"),

@@ -292,6 +292,7 @@ def test_flagfile_that_includes_itself_is_refused(tmp_path):
         ("activations_first", ((True, False), (True, True))),
         ("weights_first", ((False, True), (True, True))),
         ("one_step", ((True, True),)),
+        ("progressive", ((True, True),)),
         ("real_valued", ((False, False),)),
     ],
 )
@@ -327,6 +328,7 @@ def test_order_names_what_is_binary(order, steps):
         "--activation_clip=0",
         "--weight_clip=nan",
         "--label_smoothing=0.1",
+        "--step2_teacher=step2",
         "--seed=-1",
         "--pad_values=2",
         "--lighting=-0.1",
@@ -364,6 +366,14 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
         (["--output_dir=x", "--teacher=self", "--model=QuickNet", "--width=0.5"], "--model"),
         (["--output_dir=x", "--teacher=self", "--model=QuickNet", "--weight_clip=2"], "--weight_c"),
         (["--output_dir=x", "--teacher=self", "--model=resnet34"], "--order"),
+        (
+            ["--mode=summary", "--step2_teacher=step1", "--order=one_step"],
+            "--step2_teacher: expected two steps",
+        ),
+        (
+            ["--mode=summary", "--model=QuickNet", "--order=progressive"],
+            "--order: expected another",
+        ),
         (["--output_dir=x", "--teacher=self", "--model=DoReFaNet"], "have 2 bits"),
         (
             ["--output_dir=x", "--teacher=self", "--sync_batch_norm", "--microbatches=2"],
