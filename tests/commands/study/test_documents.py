@@ -1,0 +1,80 @@
+"""docs/recipes.md: the figures of its tables, computed again from the runs in docs/studies/."""
+
+import csv
+import itertools
+import pathlib
+
+import numpy as np
+import pytest
+import scipy.stats
+
+DOCS = pathlib.Path(__file__).parents[3] / "docs"
+RECIPE = ("epochs", "order", "schedule", "activation_clip", "label_weight", "init_from")
+
+
+def lines_of(name):
+    with (DOCS / "studies" / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def interval(values):
+    """Mean and half of the 95 % confidence interval of the mean, by SciPy's own."""
+    low, high = scipy.stats.t.interval(
+        0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values)
+    )
+    return f"{np.mean(values):.2f} ± {(high - low) / 2:.2f}"
+
+
+def row(name, values, last):
+    return f"| {name} | {interval(values)} | {values.min():.2f} to {values.max():.2f} | {last} |"
+
+
+def pair():
+    found = {}
+    for line in lines_of("recipe_pair.csv"):
+        found.setdefault(line["recipe"], {})[line["seed"]] = line
+    paper, best = found["paper"], found["best"]
+    assert paper.keys() == best.keys()
+
+    def column(recipe, name):
+        return np.array([float(recipe[seed][name]) for seed in sorted(recipe)])
+
+    teacher = column(paper, "teacher")
+    np.testing.assert_array_equal(teacher, column(best, "teacher"))  # the same network
+    for name, recipe in (("the paper's recipe", paper), ("the best recipe", best)):
+        minutes = [float(run["cpu_minutes"]) for run in recipe.values() if run["cpu_minutes"]]
+        yield row(name, column(recipe, "top1"), f"{np.mean(minutes):.1f}")
+    yield row("the real-valued teacher", teacher, "")
+    for name, other in (("the paper's", column(paper, "top1")), ("the teacher", teacher)):
+        difference = column(best, "top1") - other
+        errors = difference.mean() / scipy.stats.sem(difference)
+        yield row(f"the best above {name}", difference, f"{errors:.1f}")
+
+
+def choice():
+    lines = lines_of("recipe_choice.csv")
+
+    def recipe(line):
+        return tuple(line[name] for name in (*RECIPE, "learning_rate"))
+
+    for _, runs in itertools.groupby(lines, recipe):
+        by_seed = {run["seed"]: run for run in runs}
+        first = next(iter(by_seed.values()))
+        cells = [
+            *(first[name] for name in RECIPE[:-1]),
+            "the teacher's weights" if first["init_from"] else "random weights",
+            first["learning_rate"],
+            *(f"{float(by_seed[s]['validation']):.2f}" if s in by_seed else "" for s in "01"),
+        ]
+        yield "| " + " | ".join(cells) + " |"
+
+
+@pytest.mark.parametrize("table", [pair, choice])
+def test_the_tables_are_what_the_runs_gave(table):
+    document = (DOCS / "recipes.md").read_text().splitlines()
+    expected = list(table())
+    start = document.index(expected[0])
+    found = list(itertools.takewhile(lambda line: line.startswith("|"), document[start:]))
+    for line in expected:
+        assert line in document
+    assert table is pair or found == expected
