@@ -94,7 +94,8 @@ def train(folder, *flags, tolerance=0.0) -> tuple[Run, int]:
 
 def _fit(config) -> Run:
     with training._opened(config, tf.distribute.get_strategy()) as run:
-        training._fit(config, run, pictures(), teach)
+        # One that is begun with its teacher's weights has to train it
+        training._fit(config, run, pictures(), None if config.init_from else teach)
     return run
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["PARTS", "Part"]
+__all__ = ["BEST", "PARTS", "Part"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ PARTS = (
         {"schedule": "cosine", "warmup": 0.1},
         "SGDR (arXiv 1608.03983); 5 of 512 epochs in BNext (arXiv 2211.12933)",
     ),
-    Part("wider sign gradient", {"activation_clip": 2}, "PokeBNN (arXiv 2112.00133)"),
+    Part("wider sign gradient", {"activation_clip": 2.5}, "PokeBNN (arXiv 2112.00133)"),
     Part("wider weight gradient", {"weight_clip": 1.5}, "BNext (arXiv 2211.12933)"),
     Part(
         "labels beside the teacher",
-        {"loss": "weighted_sum", "label_weight": 0.5},
+        {"loss": "weighted_sum", "label_weight": 0.7},
         "Hinton et al. (arXiv 1503.02531)",
     ),
     Part(
@@ -57,5 +57,19 @@ PARTS = (
         {"step2_teacher": "step1"},
         "Real-to-Binary (arXiv 2003.11535, section 4.2)",
     ),
+    Part(
+        "the teacher's weights",
+        {"init_from": "teacher"},
+        "Bi-Real Net (arXiv 1808.00278) begins with a trained real-valued network",
+    ),
+    Part("one step", {"order": "one_step"}, "PokeBNN, QuickNet (larq-zoo)"),
     Part("progressive weights", {"order": "progressive"}, "BNext (arXiv 2211.12933)"),
+)
+# Those of configs/recipe_best.cfg, see docs/recipes.md
+BEST = (
+    "one step",
+    "the teacher's weights",
+    "warm-up and cosine",
+    "wider sign gradient",
+    "labels beside the teacher",
 )

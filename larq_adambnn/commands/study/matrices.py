@@ -9,8 +9,9 @@ import numpy as np
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import read_rows
 from larq_adambnn.runs.config import Config
+from larq_adambnn.runs.recipes import BEST, PARTS
 
-__all__ = ["CLAIMS", "OPTIMIZERS", "PARTS", "SWEEPS", "Claim", "Row", "rows"]
+__all__ = ["CLAIMS", "OPTIMIZERS", "SWEEPS", "Claim", "Row", "rows"]
 
 _TWO_STEPS = {"order": "activations_first", "weight_decay": (5e-6, 0.0)}
 OPTIMIZERS = {  # and the learning rates that are tried of each; AdamW without decay is Adam
@@ -19,14 +20,7 @@ OPTIMIZERS = {  # and the learning rates that are tried of each; AdamW without d
     "rmsprop": (3e-3, 1e-2, 3e-2, 1e-1),
     "amsgrad": (1e-2, 3e-2, 1e-1),
 }
-# The parts of a recipe: each is added alone to the paper's, and all of them together
-PARTS = {
-    "one step": {"order": "one_step"},
-    "warm-up and cosine": {"schedule": "cosine", "warmup": 0.1},
-    "wider gradient": {"activation_clip": 2.5},
-    "labels": {"loss": "weighted_sum", "label_weight": 0.7},
-    "the teacher's weights": {"init_from": "teacher"},
-}
+_TOGETHER = "the best together"
 _RECIPE_RATES = (1e-2, 3e-2)
 # The study by which the rates of another are chosen, on the images that are held out
 SWEEPS = {"optimizers": "learning_rate", "recipes": "recipe_rates"}
@@ -74,7 +68,7 @@ CLAIMS = {
     ),
     "recipes": tuple(
         Claim(f"{name} is above the paper's recipe", "top1", name, "paper")
-        for name in (*PARTS, "all of these")
+        for name in (*(part.name for part in PARTS), _TOGETHER)
     ),
     "learning_rate": (),
     "recipe_rates": (),
@@ -209,14 +203,14 @@ def _order(config: Config) -> list[Row]:
 
 
 def _recipe_table(config: Config) -> dict[str, dict]:
-    """The recipes by name: the paper's, each part added to it, and all parts together."""
-    found = {"paper": {}, **PARTS}
-    found["all of these"] = {name: value for part in PARTS.values() for name, value in part.items()}
+    """The recipes by name: the paper's, each part added to it, and the best parts together."""
+    found = {"paper": {}, **{part.name: dict(part.settings) for part in PARTS}}
+    found[_TOGETHER] = {k: v for name in BEST for k, v in found[name].items()}
     return {
         name: {
             **_TWO_STEPS,
             **changes,
-            "epochs": config.epochs * (2 if changes.get("order") == "one_step" else 1),
+            "epochs": config.epochs * (2 if "order" in changes else 1),
         }
         for name, changes in found.items()
     }

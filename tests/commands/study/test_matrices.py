@@ -6,6 +6,7 @@ import pytest
 
 from larq_adambnn.commands.study import matrices
 from larq_adambnn.errors import UsageError
+from larq_adambnn.runs import recipes
 from larq_adambnn.runs.config import parse
 
 
@@ -80,19 +81,24 @@ def test_adamw_is_only_where_its_decay_differs_from_adams(tmp_path):
     assert decays == [(5e-6, 0.0)]
 
 
-def test_every_recipe_is_the_papers_with_one_part_or_with_all(tmp_path):
+def test_every_recipe_is_the_papers_with_one_part_or_with_the_best(tmp_path):
     swept = names("recipe_rates")
     arms = list(dict.fromkeys(row.arm for row in swept))
-    assert arms == ["paper", *matrices.PARTS, "all of these"]
+    assert arms == ["paper", *(part.name for part in recipes.PARTS), "the best together"]
     write_sweep(tmp_path, dict.fromkeys(arms, (1e-2, 3e-2)))
     found = {row.name: row.changes for row in names("recipes", sweep=str(tmp_path))}
     assert list(found) == arms
     assert {changes.pop("learning_rate") for changes in found.values()} == {3e-2}
     paper = found["paper"]
-    for part, own in matrices.PARTS.items():
-        expected = {**paper, **own, "epochs": 8 if "order" in own else 4}
-        assert found[part] == expected
-        assert own.items() <= found["all of these"].items()
+    together = found["the best together"]
+    for part in recipes.PARTS:
+        expected = {**paper, **part.settings, "epochs": 8 if "order" in part.settings else 4}
+        assert found[part.name] == expected
+        if part.name in recipes.BEST:
+            assert part.settings.items() <= together.items()
+    assert together.pop("epochs") == 8
+    shipped = parse(["--flagfile=recipe_best"])
+    assert {name: getattr(shipped, name) for name in together} == together
 
 
 @pytest.mark.parametrize("name", ["optimizers", "weight_decay", "order", "recipes"])
