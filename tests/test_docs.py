@@ -42,6 +42,7 @@ COMMANDS = {  # in this order, in one folder; and how many
 }
 ELSEWHERE = {"docs/deploy.md": "test_deploy.py", "docs/guides/networks.md": "test_own_network.py"}
 SHORT = ("--epochs=1", "--batch_size=32", "--image_size=32", "--loss=cross_entropy")
+SHORT += ("--init_from=",)  # which needs a teacher
 FIT = documents.programs("docs/guides/fit.md")
 
 

@@ -220,7 +220,7 @@ def test_shipped_configs_are_found_by_name(name, tmp_path, monkeypatch):
 def test_a_file_goes_before_a_shipped_config_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart").mkdir()  # no file
-    assert parse(["--flagfile=quickstart"]).epochs == 14
+    assert parse(["--flagfile=quickstart"]).epochs == 16
     (tmp_path / "quickstart").rmdir()
     (tmp_path / "quickstart").write_text("--mode=summary\n--epochs=3\n")
     assert parse(["--flagfile=quickstart"]).epochs == 3
