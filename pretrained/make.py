@@ -1,7 +1,7 @@
 """Trains the networks of this folder, or takes a finished run of the same settings, and packs them.
 
     python pretrained/make.py                                         # all, by way of runs/pretrained
-    python pretrained/make.py fashion_mnist --run=runs/recipe_best    # one, from its finished run
+    python pretrained/make.py fashion_mnist --run=runs/mine           # one, from its finished run
 
 A packed network is a run directory of what is needed: every command takes it as --run.
 """
@@ -46,7 +46,21 @@ class Network:
 
 NETWORKS = {
     "digits": Network(
-        ("--flagfile=configs/quickstart.cfg", "--model=reactnet18", "--stem_stride=2"),
+        (
+            "--flagfile=configs/base.cfg",
+            "--dataset=digits",
+            "--image_size=32",
+            "--crop=padded",
+            "--noflip",
+            "--model=reactnet18",
+            "--stem_stride=2",
+            "--width=0.25",
+            "--batch_size=32",
+            "--learning_rate=2.5e-3",
+            "--epochs=14",
+            "--teacher=self",
+            "--teacher_epochs=6",
+        ),
         "Handwritten digits",
         "scikit-learn's digits, 1,797 real images of 8 x 8 pixels (UCI's Optical Recognition of Handwritten "
         "Digits, the part written by 13 people), enlarged to 32 x 32; 1,437 to learn from, 360 to test with",
@@ -55,7 +69,7 @@ NETWORKS = {
         "scripts and empty images get one of the ten classes all the same",
     ),
     "fashion_mnist": Network(
-        ("--flagfile=configs/recipe_best.cfg", "--seed=100"),
+        ("--flagfile=configs/recipe_best.cfg", "--epochs=8", "--teacher_epochs=4", "--seed=100"),
         "Clothes (Fashion-MNIST)",
         "Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv 1708.07747), 60,000 grey images of 28 x 28 pixels to learn "
         "from and 10,000 to test with, enlarged to 48 x 48",
