@@ -1,5 +1,6 @@
 """The recipe and the paper's measurements as Keras callbacks, for any `model.fit`."""
 
+from larq_adambnn.callbacks.average import AverageWeights
 from larq_adambnn.callbacks.measurements import (
     ActivationSaturation,
     CorrelationToInitialization,
@@ -8,15 +9,13 @@ from larq_adambnn.callbacks.measurements import (
     KernelMagnitude,
     UpdateSize,
 )
-from larq_adambnn.callbacks.recipe import (
-    AverageWeights,
-    FirstStepTeacher,
+from larq_adambnn.callbacks.schedules import (
     LinearDecay,
     ProgressiveWeights,
     RateSchedule,
-    TwoStepSwitch,
     WeightDecaySchedule,
 )
+from larq_adambnn.callbacks.switch import FirstStepTeacher, TwoStepSwitch
 
 __all__ = [
     "ActivationSaturation",

@@ -9,7 +9,7 @@ import tensorflow as tf
 import larq_adambnn
 from larq_adambnn import callbacks, losses, optimizers
 from larq_adambnn.batch_norm import reestimate_batch_norm
-from larq_adambnn.callbacks.recipe import share_of_rate
+from larq_adambnn.callbacks.schedules import share_of_rate
 from larq_adambnn.distillation import Distiller
 
 STEPS = 4  # in an epoch of `fit`

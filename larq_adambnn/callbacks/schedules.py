@@ -1,47 +1,34 @@
-"""The paper's recipe as Keras callbacks, for any `model.fit`."""
+"""What changes from iteration to iteration, or from epoch to epoch: rates, decay, temperature."""
 
-import contextlib
 import math
-import os
-import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import tensorflow as tf
 
-from larq_adambnn import batch_norm, layers, optimizers, weights
+from larq_adambnn import layers, optimizers
 from larq_adambnn.arguments import (
     FLAG,
-    PATH,
     Kind,
     either,
     expect,
-    instance,
     number,
     one_of,
-    optional,
     several,
     whole,
 )
-from larq_adambnn.callbacks.state import Stateful, check_each_iteration
-from larq_adambnn.distillation import Distiller
+from larq_adambnn.callbacks.state import check_each_iteration
 from larq_adambnn.quantizers import ScaledSign
 
 __all__ = [
-    "AverageWeights",
-    "FirstStepTeacher",
     "LinearDecay",
     "ProgressiveWeights",
     "RateSchedule",
-    "TwoStepSwitch",
     "WeightDecaySchedule",
     "share_of_rate",
 ]
 
-
 _EPOCHS = whole(1)
 _PERIODS = either(_EPOCHS, several(_EPOCHS, "several of them"))
-_FORM = several(FLAG, "(activations, weights), each True or False", length=2)
 
 
 def _require(model: tf.keras.Model, attribute: str) -> None:
@@ -62,132 +49,6 @@ def _set_weight_decay(model: tf.keras.Model, value: float) -> None:
     elif current != value:
         optimizer.weight_decay = value
         layers.retrace(model)  # the old number is part of the traced function
-
-
-_in_first_step = weakref.WeakSet()  # models that were trained in it, in this process
-
-
-class TwoStepSwitch(Stateful):
-    """Goes from step 1 to step 2 inside one `fit` (AdamBNN, section 4.3).
-
-    Before epoch 0 it sets what is binary in step 1.  Before `epoch` it sets what is
-    binary in step 2, and resets the optimizer: moments and iteration count, not the
-    learning rate.  A `fit` that starts or resumes later finds the right form too, and
-    is not reset twice.
-
-    Args:
-        epoch: first epoch of step 2, counted from 0.
-        first, second: (activations, weights) that are binary in each step.
-        reload: file of weights to load at the switch, such as step 1's best as a
-            `ModelCheckpoint` saved them; None goes on with those of the last epoch.
-
-    Raises:
-        ValueError: an argument is not what it should be; or, when it is used, the model is not
-            binary in both, see `binarize`.
-        FileNotFoundError: at the switch, when `reload` does not exist.
-        UsageError: then too, when it is damaged, of another network or not finite.
-    """
-
-    def __init__(
-        self,
-        epoch: int,
-        *,
-        first: tuple[bool, bool] = (True, False),
-        second: tuple[bool, bool] = (True, True),
-        reload: str | os.PathLike | None = None,
-    ):
-        super().__init__()
-        expect("epoch", epoch, _EPOCHS)
-        expect("first", first, _FORM)
-        expect("second", second, _FORM)
-        expect("reload", reload, optional(PATH))
-        self.epoch = epoch
-        self.first, self.second = tuple(first), tuple(second)
-        self.reload = None if reload is None else os.fspath(reload)
-
-    def on_train_begin(self, logs=None):
-        # Variables that a function makes while it is traced have it traced twice, and those
-        # that a restored checkpoint still waits for would be filled after the reset.
-        with self.model.distribute_strategy.scope():
-            optimizers.build(self.model.optimizer, self.model.trainable_variables)
-        self._switched = False
-        super().on_train_begin(logs)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        super().on_epoch_begin(epoch, logs)
-        form = self.first if epoch < self.epoch else self.second
-        layers.binarize(self.model, *form)
-        if epoch < self.epoch:
-            _in_first_step.add(self.model)
-        if epoch != self.epoch or self._switched:
-            return
-        self._switched = True
-        # What resumed the training may know nothing of callbacks.  Within an epoch the count
-        # is then that of step 2, which is less than the iterations of one epoch.
-        count = optimizers.iterations(self.model.optimizer)
-        if self.model in _in_first_step or count >= (self.params.get("steps") or 1):
-            _in_first_step.discard(self.model)
-            if self.reload is not None:
-                weights.load(getattr(self.model, "student", self.model), self.reload)
-            with self.model.distribute_strategy.scope():
-                optimizers.reset(self.model.optimizer, self.model.trainable_variables)
-
-    def get_state(self) -> dict[str, np.ndarray]:
-        """Whether the switch is done."""
-        return {**super().get_state(), "switched": np.bool_(self._switched)}
-
-    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        super().set_state(state)
-        self._switched = bool(state["switched"])
-
-
-class FirstStepTeacher(Stateful):
-    """Has the network at the end of step 1 teach step 2 (arXiv 2003.11535, section 4.2).
-
-    For a `Distiller`; it comes after the `TwoStepSwitch` in the list.
-
-    Args:
-        epoch: first epoch of step 2, as the switch has it.
-        copy: the student's network, built once more; it takes the student's weights then.
-        first: (activations, weights) that are binary in step 1.
-
-    Raises:
-        ValueError: an argument is not what it should be, or the fitted model is no Distiller.
-    """
-
-    def __init__(
-        self, epoch: int, copy: tf.keras.Model, *, first: tuple[bool, bool] = (True, False)
-    ):
-        super().__init__()
-        expect("epoch", epoch, _EPOCHS)
-        expect("copy", copy, instance(tf.keras.Model, "a Keras model"))
-        expect("first", first, _FORM)
-        self.epoch = epoch
-        self.copy = layers.binarize(copy, *first)
-
-    def on_train_begin(self, logs=None):
-        expect("model", self.model, instance(Distiller, "a Distiller"))
-        self._begun = False
-        super().on_train_begin(logs)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        super().on_epoch_begin(epoch, logs)
-        if epoch < self.epoch:
-            return
-        if not self._begun:
-            self._begun = True
-            self.copy.set_weights(self.model.student.get_weights())
-        self.model.taught_by(lambda images: self.copy(images, training=False))
-
-    def get_state(self) -> dict[str, np.ndarray]:
-        """The weights of the teacher, and whether it teaches."""
-        copied = {str(i): array for i, array in enumerate(self.copy.get_weights())}
-        return {**super().get_state(), **copied, "begun": np.bool_(self._begun)}
-
-    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        super().set_state(state)
-        self._begun = bool(state["begun"])
-        self.copy.set_weights([state[str(i)] for i in range(len(self.copy.weights))])
 
 
 def _is_schedule(values) -> bool:
@@ -438,111 +299,3 @@ class ProgressiveWeights(_Schedule):
         if iteration >= warm:
             return 0.0
         return self.first * (self.last / self.first) ** (iteration / max(1, warm - 1))
-
-
-class AverageWeights(Stateful):
-    """Evaluates with an exponential average of the weights, and batch norms that fit it.
-
-    After iteration t (from 1) the average is the mean of the weights after each iteration so
-    far, of which the one s iterations ago counts ``momentum**s``: the first iteration is not
-    favoured, as in Adam's moments.  It begins anew when the optimizer does, such as at the
-    switch to step 2.  The statistics of the batch norms are averaged too or, with `batches`,
-    computed anew for each evaluation.  Training goes on with the weights themselves; `swapped`
-    lets other code use the average.
-
-    Args:
-        momentum: from 0 on and below 1, such as 0.999; with 0 it is the weights themselves.
-        batches: images (B, H, W, C), or tuples that begin with them, for
-            `reestimate_batch_norm`; they are read again and again, as a tf.data.Dataset can be.
-
-    Raises:
-        ValueError: the momentum is out of range; at the start of `fit`, when the model runs
-            several iterations at once (`steps_per_execution`).
-    """
-
-    def __init__(self, momentum: float, *, batches: Iterable | None = None):
-        super().__init__()
-        expect("momentum", momentum, number(0, below=1))
-        self.momentum = momentum
-        self.batches = batches
-        self._weights, self._averages = [], []
-        self._kept, self._count = [], 0
-        self._form = self._estimate = None
-
-    def on_train_begin(self, logs=None):
-        check_each_iteration(self)
-        self.on_test_end()  # which an interrupted evaluation did not come to
-        self._weights, self._averages = [], []
-        if self.momentum:
-            averaged = [] if self.batches is not None else batch_norm.statistics(self.model)
-            self._weights = [*self.model.trainable_variables, *averaged]
-        self._averages = [tf.Variable(w.read_value(), trainable=False) for w in self._weights]
-        self._count = tf.Variable(0, dtype=tf.int64, trainable=False)  # of iterations in it
-
-        @tf.function(autograph=False)
-        def update():
-            count = tf.cast(self._count.assign_add(1), tf.float64)
-            share = (1 - self.momentum) / -tf.math.expm1(count * math.log(self.momentum))
-            for average, weight in zip(self._averages, self._weights, strict=True):
-                average.assign_add(tf.cast(share, average.dtype) * (weight - average))
-
-        self._update = update
-        self._form = self._estimate = None
-        self._running = False
-        super().on_train_begin(logs)
-
-    def reset(self):
-        self._first = True  # the next iteration is the first of its epoch here
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if self._first and optimizers.iterations(self.model.optimizer) == 0:
-            self._count.assign(0)
-        self._first = False
-        self._running = True
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.settle()
-
-    def settle(self):
-        if self._running:
-            self._running = False
-            if self.momentum:
-                self._update()
-
-    def on_test_begin(self, logs=None):
-        statistics = [] if self.batches is None else batch_norm.statistics(self.model)
-        changed = [*self._weights, *statistics]
-        self._kept = [(variable, variable.numpy()) for variable in changed]
-        if self._count.numpy() > 0:
-            for weight, average in zip(self._weights, self._averages, strict=True):
-                weight.assign(average.numpy())
-        if self.batches is not None:
-            form = layers.binarization(self.model)
-            if form != self._form:  # a traced function keeps the form it was traced in
-                self._form, self._estimate = form, batch_norm.estimator(self.model)
-            self._estimate(self.batches)
-
-    def on_test_end(self, logs=None):
-        for variable, value in self._kept:
-            variable.assign(value)
-        self._kept = []
-
-    @contextlib.contextmanager
-    def swapped(self):
-        """Within it the model has the averaged weights."""
-        self.on_test_begin()
-        try:
-            yield
-        finally:
-            self.on_test_end()
-
-    def get_state(self) -> dict[str, np.ndarray]:
-        """The averages, and how many iterations they are of."""
-        averages = {str(i): average.numpy() for i, average in enumerate(self._averages)}
-        return {**super().get_state(), **averages, "count": self._count.numpy()}
-
-    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
-        super().set_state(state)
-        self._count.assign(state["count"])
-        for i, average in enumerate(self._averages):
-            average.assign(state[str(i)])
