@@ -1,7 +1,10 @@
 """Files of a model's weights: Keras's HDF5 with a sum at its end, and finite."""
 
+import contextlib
+import gc
 import os
 import pathlib
+import sys
 
 import h5py
 import numpy as np
@@ -20,8 +23,26 @@ def save(model: tf.keras.Model, path: pathlib.Path) -> None:
         UsageError: a weight is not finite.
     """
     check_finite(model, path)
-    model.save_weights(str(path), save_format="h5")
+    with _without_notes_of_h5py():
+        model.save_weights(str(path), save_format="h5")
     add_sum(path)
+
+
+@contextlib.contextmanager
+def _without_notes_of_h5py():
+    """What cannot be written raises once; h5py prints it again for each object of the file."""
+    hooks, failed = (sys.excepthook, sys.unraisablehook), None
+    sys.excepthook = sys.unraisablehook = lambda *note: None
+    try:
+        yield
+    except OSError as error:
+        failed = error.with_traceback(None)  # whose frames hold those objects
+        failed.__context__ = failed.__cause__ = None
+        gc.collect()
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+    if failed is not None:
+        raise failed
 
 
 def load(model: tf.keras.Model, path: str | os.PathLike) -> None:

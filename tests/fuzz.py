@@ -458,7 +458,7 @@ def use_tflite(path):
         evaluate.check_fits(tflite, path, dataset.input_shape, dataset.class_names, "the digits")
         with evaluate.naming(path, ValueError):
             inference.evaluate(tflite, dataset, "train[:9]")
-            Graph(tflite)
+            Graph(tflite.tflite)
 
     return library(run)
 

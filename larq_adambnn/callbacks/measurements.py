@@ -524,10 +524,12 @@ def _watch_updates(optimizer, observe: Callable) -> list[Callable[[], None]]:
 
 def _wrap(instance, name: str, observe: Callable) -> Callable[[], None]:
     method = getattr(instance, name)
+    method = getattr(method, "observes", method)  # an interrupted fit left its own behind
 
     def observed(gradient, variable, *args, **kwargs):
         observe(gradient, variable)
         return method(gradient, variable, *args, **kwargs)
 
+    observed.observes = method
     setattr(instance, name, observed)
     return lambda: vars(instance).pop(name, None)

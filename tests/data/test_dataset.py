@@ -137,7 +137,8 @@ def test_what_is_read_ahead_does_not_grow_with_the_cores(cores, monkeypatch):
     stream = iter(dataset.train())
     next(stream)
     before = -1
-    while before != len(looked_up):  # until nothing more is read
+    # Until nothing more is read
+    while before != len(looked_up) or before < 3 * 200:
         before = len(looked_up)
         time.sleep(0.5)
     # the first batch, two that are ready and one that is put together; what four readers have;

@@ -37,7 +37,7 @@ def main(config: Config) -> None:
     path = config.tflite or pathlib.Path(config.run or config.output_dir) / "model.tflite"
     if not pathlib.Path(path).is_file():
         raise UsageError(f"--tflite: expected a .tflite file or a run with one; {path} is none")
-    tflite, _ = evaluate.read_tflite(path)
+    tflite = evaluate.read_tflite(path)[0].tflite
     with evaluate.naming(path, ValueError):
         graph, times, of_operators = Graph(tflite), whole_times(tflite), operator_times(tflite)
     print(
