@@ -12,6 +12,7 @@ from larq_adambnn.data.sources import digest
 from larq_adambnn.files import sha256
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.teachers import fingerprint
 from larq_adambnn.runs.usage import flag_text
 
 __all__ = ["data", "directory", "flags"]
@@ -37,17 +38,16 @@ def flags(config: Config) -> Facts:
     return {name: value.__str__ for name, value in values.items()}
 
 
-def data(config: Config, dataset: Dataset, teacher: str) -> Facts:
+def data(config: Config, dataset: Dataset) -> Facts:
     """The examples, what was left out of them, and the weights that the training begins with.
 
     Args:
         config, dataset: of the training.
-        teacher: see `Provenance`.
     """
     found = {
         "classes": lambda: _short(repr(dataset.class_names)),
         "normalization": lambda: repr(dataset.preparation),
-        "teacher": lambda: teacher[:_DIGITS] or "none",
+        "teacher": lambda: fingerprint(config)[:_DIGITS] or "none",
     }
     for split in ("train", dataset.split_name()):
         found[f"images left out of {split}"] = lambda split=split: _short(

@@ -81,8 +81,7 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
                 exporting.check_network(config, dataset)
             notes = strategies.card_notes(config.strategy)
             notes += advice.notes(config, dataset, strategy.num_replicas_in_sync)
-        given = teachers.fingerprint(config)
-        strategies.agree(strategy, agreement.data(config, dataset, given))
+        strategies.agree(strategy, agreement.data(config, dataset))
     with strategy.scope(), strategies.explained():  # before there is a directory
         finished = _finished(config, Run(config.output_dir), strategy)
         teacher = None if finished else _given_teacher(config, dataset)
