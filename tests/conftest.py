@@ -1,8 +1,10 @@
 """Shared by the tests: Keras 2 before anything else, and quiet libraries."""
 
 import contextlib
+import faulthandler
 import gc
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -16,6 +18,7 @@ import pytest
 import small
 import tensorflow as tf
 from tensorflow.python.framework import ops
+from tensorflow.python.framework.config import disable_op_determinism
 
 from larq_adambnn import machine, models, progress
 from larq_adambnn.runs import training
@@ -24,6 +27,7 @@ from larq_adambnn.runs.directory import Run
 
 progress.show()  # as the command line does
 
+_HANGS = 1200  # seconds after which a test is taken for one that never ends
 _LONG = ("test_checkpoint", "test_golden", "test_strategies", "test_train")
 
 
@@ -33,10 +37,19 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def _ends():
+    """A test that never ends says where it stands, and fails with its process."""
+    faulthandler.dump_traceback_later(_HANGS, exit=True, file=sys.__stderr__)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(autouse=True)
 def _seeded():
-    """Every test starts from the same seed, in float32."""
+    """Every test starts from the same seed, in float32, without what a training switched on."""
     tf.keras.utils.set_random_seed(0)
     yield
+    disable_op_determinism()
     tf.keras.mixed_precision.set_global_policy(None)  # which follows floatx
     tf.keras.backend.set_floatx("float32")
     tf.keras.backend.clear_session()
