@@ -104,6 +104,12 @@ ATTRIBUTES = (
         "function: whether XLA compiles what is being traced, which gets plain operations",
         _TENSORFLOW,
     ),
+    PrivateAttribute(
+        "tensorflow.python.ops.resource_variable_ops",
+        "ResourceVariable",
+        "class: a variable of one device, of which a strategy makes no copies",
+        _TENSORFLOW,
+    ),
     *_of(
         "tensorflow.python.util.lazy_loader.KerasLazyLoader",
         _TENSORFLOW,

@@ -115,12 +115,16 @@ def serve() -> None:
 
 def _become(arguments, folder, program, environment, cwd) -> NoReturn:
     """What `python small.py`, or another program, does, with its output in a folder."""
+    from larq_adambnn.runs import directory
+
     status = 1
     try:
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY), descriptor)
         os.environ.update(environment)
         os.chdir(cwd)
+        if "SEEN_SECONDS" in environment:
+            directory._SEEN_SECONDS = float(environment["SEEN_SECONDS"])
         if "COPIES_OF" in environment:
             _copy_after_each_write(environment["COPIES_OF"], environment["COPIES_IN"])
         if program is None:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
+from tensorflow.python.ops import control_flow_util, resource_variable_ops
 from tensorflow.python.util.lazy_loader import KerasLazyLoader
 
 import larq_adambnn
@@ -30,6 +30,7 @@ def adam():
 INSTANCES = {
     "tf_keras.callbacks.Callback": tf.keras.callbacks.Callback,
     "tensorflow.python.ops.control_flow_util": lambda: control_flow_util,
+    "tensorflow.python.ops.resource_variable_ops": lambda: resource_variable_ops,
     "tf_keras.layers.Layer": lambda: tf.keras.layers.Dense(1),
     "tf_keras.Model": compiled,
     "tf_keras.models.Functional": compiled,
@@ -83,6 +84,7 @@ def test_the_list_is_complete():
     foreign = set(filter(private, map(used, pieces))) - set(map(own, pieces)) - OURS
     replaced = {
         "GraphOrParentsInXlaContext",
+        "ResourceVariable",
         "_apply_weight_decay",
         "_distributed_apply_gradients_fn",
         "_resource_apply_dense",

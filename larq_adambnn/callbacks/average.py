@@ -43,7 +43,7 @@ class AverageWeights(Stateful):
         self.momentum = momentum
         self.batches = batches
         self._weights, self._averages = [], []
-        self._kept, self._count = [], 0
+        self._kept, self._count = [], None
         self._form = self._estimate = None
 
     def on_train_begin(self, logs=None):
@@ -90,7 +90,7 @@ class AverageWeights(Stateful):
         statistics = [] if self.batches is None else batch_norm.statistics(self.model)
         changed = [*self._weights, *statistics]
         self._kept = [(variable, variable.numpy()) for variable in changed]
-        if self._count.numpy() > 0:
+        if self._count is not None and self._count.numpy() > 0:
             for weight, average in zip(self._weights, self._averages, strict=True):
                 weight.assign(average.numpy())
         if self.batches is not None:

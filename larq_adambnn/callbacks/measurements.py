@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from larq_adambnn import layers, optimizers
 from larq_adambnn.arguments import array, expect, whole
@@ -440,7 +441,7 @@ class Gradients(_Measurement, Stateful):
         self._index = {_key(kernel): index for index, kernel in enumerate(kernels)}
         self._squares = [tf.Variable(0.0, trainable=False) for _ in kernels]
         self._counts = [tf.Variable(0, dtype=tf.int64, trainable=False) for _ in kernels]
-        self._alive = [tf.Variable(tf.zeros(k.shape, tf.bool), trainable=False) for k in kernels]
+        self._alive = list(map(_flags_beside, kernels))
         self._watched = _watch_updates(self.model.optimizer, self._observe)
         layers.retrace(self.model)  # a function traced in an earlier fit would not see it
         super().on_train_begin(logs)
@@ -492,6 +493,13 @@ class Gradients(_Measurement, Stateful):
             self._squares[index].assign(state["squares"][index])
             self._counts[index].assign(state["counts"][index])
             alive.assign(_unpacked(state[f"alive/{index}"], alive.shape))
+
+
+def _flags_beside(variable: tf.Variable) -> tf.Variable:
+    """A flag for each value of a variable, on its first device alone."""
+    with tf.device(variable.device):
+        # A tf.Variable would have a copy on each device of a strategy.
+        return ResourceVariable(tf.zeros(variable.shape, tf.bool), trainable=False)
 
 
 def _key(variable) -> str:

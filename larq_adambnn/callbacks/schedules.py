@@ -127,6 +127,10 @@ class _Schedule(tf.keras.callbacks.Callback):
 
     by_epoch = False  # one value for all iterations of an epoch
 
+    def __init__(self):
+        super().__init__()
+        self._supports_tf_logs = True  # as those of a `Stateful`
+
     def _start(self, variable: tf.Variable) -> None:
         if not self.by_epoch and not self.params.get("steps"):
             raise ValueError("Expected a known number of iterations in an epoch. Received: None")
@@ -179,7 +183,6 @@ class RateSchedule(_Schedule):
         by_epoch: bool = False,
     ):
         super().__init__()
-        self._supports_tf_logs = True  # as those of a `Stateful`
         expect("learning_rate", learning_rate, number(above=0))
         expect("epochs", epochs, _PERIODS)
         expect("shape", shape, one_of(*_SHAPES))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +14,7 @@ from larq_adambnn import layers
 from larq_adambnn.analysis import figures, style, surfaces, toy
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
 from larq_adambnn.errors import UsageError
-from larq_adambnn.runs import datasets, examination, provenance, report
+from larq_adambnn.runs import datasets, examination, provenance, report, strategies
 from larq_adambnn.runs.config import Config, load_run, named_run
 from larq_adambnn.runs.directory import Run, locked
 from larq_adambnn.runs.recording import Snapshot, snapshots
@@ -38,6 +39,7 @@ def main(config: Config) -> None:
         raise UsageError(f"--run: expected a run with a finished step; {run.directory} has none")
     with locked(run):
         _draw(run, _Analysis(run, config))
+    strategies.say_devices(tf.distribute.get_strategy(), file=sys.stderr)
 
 
 def _draw(run: Run, analysis: "_Analysis") -> None:

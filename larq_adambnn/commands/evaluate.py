@@ -10,7 +10,14 @@ from larq_adambnn.data import Dataset, Description
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description, interpreter
 from larq_adambnn.export.workers import FileError, Worker
-from larq_adambnn.runs import datasets, exporting, provenance, strategies, students
+from larq_adambnn.runs import (
+    agreement,
+    datasets,
+    exporting,
+    provenance,
+    strategies,
+    students,
+)
 from larq_adambnn.runs.config import Config, named_run
 from larq_adambnn.runs.directory import Run
 
@@ -25,23 +32,32 @@ def main(config: Config) -> None:
     """
     directory = config.run or config.output_dir
     strategy = strategies.build(config)
-    tflite, exported = read_tflite(config.tflite) if config.tflite else (None, None)
-    if directory:
-        run_config = named_run(config)
-        dataset = datasets.load(run_config, provenance.read(Run(directory)))
-    else:
-        dataset = _as_exported(config, tflite, exported)
-    split = dataset.split_name(config.split)
-    if tflite is not None:
-        source = f"{dataset.name} has at --image_size={dataset.settings.image_size}"
-        check_fits(tflite, config.tflite, dataset.input_shape, dataset.class_names, source)
-        network, name = tflite, config.tflite
-    else:
-        with strategy.scope():
-            network = students.load_student(Run(directory), run_config, dataset, config.step)
-        name = directory
-    with naming(config.tflite):
-        accuracy = inference.evaluate(network, dataset, split, batch_size=config.eval_batch_size)
+    with strategies.explained():
+        with strategies.together(strategy):
+            tflite, exported = read_tflite(config.tflite) if config.tflite else (None, None)
+            if directory:
+                run_config = named_run(config)
+                dataset = datasets.load(run_config, provenance.read(Run(directory)))
+            else:
+                dataset = _as_exported(config, tflite, exported)
+            split = dataset.split_name(config.split)
+            if tflite is not None:
+                source = f"{dataset.name} has at --image_size={dataset.settings.image_size}"
+                check_fits(tflite, config.tflite, dataset.input_shape, dataset.class_names, source)
+        if tflite is not None:
+            network, name = tflite, config.tflite
+        else:
+            facts = agreement.evaluation(config, directory, dataset, split)
+            strategies.agree(strategy, facts)
+            with strategy.scope():
+                network = students.load_student(Run(directory), run_config, dataset, config.step)
+            name = directory
+            if strategies.is_chief(strategy):
+                strategies.say_devices(strategy, config.strategy)
+        with naming(config.tflite):
+            accuracy = inference.evaluate(
+                network, dataset, split, batch_size=config.eval_batch_size
+            )
     if not strategies.is_chief(strategy):
         return
     print(

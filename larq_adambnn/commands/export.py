@@ -1,8 +1,10 @@
 """--mode=export: the .tflite of a run, its check and what is known about it."""
 
+import tensorflow as tf
+
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import describe
-from larq_adambnn.runs import exporting, report
+from larq_adambnn.runs import exporting, report, strategies
 from larq_adambnn.runs.config import Config, named_run
 from larq_adambnn.runs.directory import Run, locked
 
@@ -37,6 +39,7 @@ def main(config: Config) -> None:
     with locked(run):
         result = exporting.export_run(run, run_config)
         report.write(run, run_config)
+    strategies.say_devices(tf.distribute.get_strategy())
     print("\n".join(describe(result)))
     if not result.check.passed:
         raise UsageError(

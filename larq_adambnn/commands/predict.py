@@ -2,6 +2,9 @@
 
 import json
 import pathlib
+import sys
+
+import tensorflow as tf
 
 from larq_adambnn import inference
 from larq_adambnn.commands.evaluate import check_fits, naming, read_tflite
@@ -12,7 +15,7 @@ from larq_adambnn.export.workers import Worker
 from larq_adambnn.files import printable
 from larq_adambnn.inference import Guess
 from larq_adambnn.machine import quiet
-from larq_adambnn.runs import datasets, provenance, students
+from larq_adambnn.runs import datasets, provenance, strategies, students
 from larq_adambnn.runs.config import Config, named_run
 from larq_adambnn.runs.directory import Run
 
@@ -54,6 +57,8 @@ def main(config: Config) -> None:
     with naming(config.tflite), quiet():  # libjpeg's notes do not name the file
         guesses = inference.classify(network, files, preparation, class_names)
     found = list(zip(map(printable, files), guesses, strict=True))
+    if not config.tflite:
+        strategies.say_devices(tf.distribute.get_strategy(), file=sys.stderr)
     print(_json(found) if config.json else _table(found))
 
 

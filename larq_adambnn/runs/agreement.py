@@ -10,15 +10,24 @@ import larq_adambnn
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.sources import digest
 from larq_adambnn.files import sha256
-from larq_adambnn.runs.config import Config
+from larq_adambnn.names import APPLICATIONS
+from larq_adambnn.runs import datasets, provenance
+from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.students import given_run
 from larq_adambnn.runs.teachers import fingerprint
 from larq_adambnn.runs.usage import flag_text
 
-__all__ = ["data", "directory", "flags"]
+__all__ = ["data", "directory", "evaluation", "flags"]
 
 # Flags of paths, which a machine may have elsewhere, and what changes nothing
-_OWN = ("data_dir", "output_dir", "init_from", "teacher", "teacher_weights", "debug")
+_OWN = ("run", "data_dir", "output_dir", "debug")
+# Those whose paths are only said to be some, unless it is one of these names
+_NAMED = {
+    "init_from": ("", "teacher"),
+    "teacher": ("self", "resnet34", *APPLICATIONS),
+    "teacher_weights": ("", "imagenet"),
+}
 _DIGITS = 8  # of a checksum in a message
 
 Facts = Mapping[str, Callable[[], str]]
@@ -26,15 +35,11 @@ Facts = Mapping[str, Callable[[], str]]
 
 def flags(config: Config) -> Facts:
     """The flags, and the versions that give them their meaning."""
-    values = {
-        "larq_adambnn": larq_adambnn.__version__,
-        "TensorFlow": tf.__version__,
-        **{
-            f"--{name}": flag_text(value)
-            for name, value in dataclasses.asdict(config).items()
-            if name not in _OWN
-        },
-    }
+    values = {"larq_adambnn": larq_adambnn.__version__, "TensorFlow": tf.__version__}
+    for name, value in dataclasses.asdict(config).items():
+        if name not in _OWN:
+            known = value in _NAMED.get(name, (value,))
+            values[f"--{name}"] = flag_text(value) if known else "a path"
     return {name: value.__str__ for name, value in values.items()}
 
 
@@ -45,21 +50,51 @@ def data(config: Config, dataset: Dataset) -> Facts:
         config, dataset: of the training.
     """
     found = {
-        "classes": lambda: _short(repr(dataset.class_names)),
-        "normalization": lambda: repr(dataset.preparation),
+        **_examples(dataset, "train", dataset.split_name()),
         "teacher": lambda: fingerprint(config)[:_DIGITS] or "none",
     }
-    for split in ("train", dataset.split_name()):
+    if config.loss != "cross_entropy" and config.teacher not in _NAMED["teacher"]:
+        found["run of --teacher"] = lambda: _network(config.teacher)
+    if initial := given_run(config):
+        found["run of --init_from"] = lambda: _network(initial)
+    return found
+
+
+def evaluation(config: Config, directory: str, dataset: Dataset, split: str) -> Facts:
+    """The flags, the network and the examples of an evaluation.
+
+    Args:
+        config: of the command.
+        directory: of the run.
+        dataset, split: that it is evaluated on.
+    """
+    network = {"run of --run": lambda: _network(directory, config.step)}
+    return {**flags(config), **network, **_examples(dataset, split)}
+
+
+def _examples(dataset: Dataset, *splits: str) -> Facts:
+    """The classes and the examples of some splits, with what was left out of them."""
+    found = {
+        "classes": lambda: _short(repr(dataset.class_names)),
+        "normalization": lambda: repr(dataset.preparation),
+    }
+    for split in splits:
         found[f"images left out of {split}"] = lambda split=split: _short(
             repr([(problem.index, problem.reason) for problem in dataset.left_out(split)])
         )
         found[f"examples of {split}"] = lambda split=split: _short(
             repr(dataset.source(split).fingerprint())
         )
-    if config.init_from:
-        initial = Run(config.init_from)
-        found["weights of --init_from"] = lambda: _sum(initial.weights(initial.last_step()))
     return found
+
+
+def _network(directory: str, step: int = 0) -> str:
+    """What is read of a finished run: the flags and the data of its network, and its weights."""
+    run, config = Run(directory), load_run(directory)
+    data = datasets.without_images(config, provenance.read(run))
+    settings = [fact() for fact in flags(config).values()]
+    weights = _sum(run.weights(step or run.last_step()))
+    return _short(repr([settings, data.class_names, data.preparation, weights]))
 
 
 def directory(run: Run) -> Facts:

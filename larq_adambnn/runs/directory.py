@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import time
 from collections.abc import Iterator
 
 import filelock
@@ -11,9 +12,11 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.files import is_temporary, read_rows, replace_file, write_rows
 from larq_adambnn.runs.config import Config, load_run
 
-__all__ = ["COLUMNS", "Run", "locked", "open_run"]
+__all__ = ["COLUMNS", "Run", "locked", "open_run", "wait_for"]
 
 _LOCK = ".lock"
+_SEEN_SECONDS = 90.0  # that NFS may take to show a new file on another machine
+_LOOKS_SECONDS = 0.5  # between two looks for it
 
 # Columns of metrics.csv, one row an epoch
 COLUMNS = (
@@ -195,6 +198,22 @@ def open_run(config: Config) -> Iterator[Run]:
                 path.write_text("\n".join(config.lines()) + "\n", encoding="utf-8")
         with run._take():
             yield run
+
+
+def wait_for(run: Run) -> None:
+    """Returns when this process sees a run that another one has taken.
+
+    Raises:
+        UsageError: it does not.
+    """
+    end = time.monotonic() + _SEEN_SECONDS
+    while not run.flags.is_file():
+        if time.monotonic() > end:
+            raise UsageError(
+                f"--output_dir: expected a directory on a disk that every worker sees; the chief's "
+                f"{run.flags} is not there"
+            )
+        time.sleep(_LOOKS_SECONDS)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How far a training is, in lines within its epochs, where no bar can show it."""
+"""How far a training is: a bar, or lines within its epochs where no bar can be shown."""
 
 import time
 from collections.abc import Sequence
@@ -7,9 +7,24 @@ import tensorflow as tf
 
 from larq_adambnn.runs.recording import position
 
-__all__ = ["Pace"]
+__all__ = ["Bar", "Pace"]
 
 _SECONDS = 300.0  # between two lines
+_BAR_SECONDS = 1.0  # between two states of a bar
+
+
+class Bar(tf.keras.callbacks.ProgbarLogger):
+    """Keras's bar, which waits for the device once a second and not at each iteration."""
+
+    def __init__(self):
+        super().__init__(count_mode="steps")
+        self._shown = time.monotonic()
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = time.monotonic()
+        if now - self._shown >= _BAR_SECONDS:
+            self._shown = now
+            super().on_train_batch_end(batch, logs)
 
 
 class Pace(tf.keras.callbacks.Callback):

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TextIO
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +28,7 @@ __all__ = [
     "is_chief",
     "precision",
     "prepare",
+    "say_devices",
     "together",
     "wait_for_all",
 ]
@@ -48,6 +51,21 @@ def devices(strategy: tf.distribute.Strategy) -> str:
         return described([next(iter(cards), "CPU")], cards)
     names = [":".join(name.rsplit(":", 2)[1:]) for name in strategy.extended.worker_devices]
     return described(names, cards, workers=strategy.num_replicas_in_sync // len(names))
+
+
+def say_devices(
+    strategy: tf.distribute.Strategy, flag: str = "", file: TextIO | None = None
+) -> None:
+    """Prints where TensorFlow computes, and a line for cards that it could use and does not.
+
+    Args:
+        strategy: whose devices they are.
+        flag: --strategy, for a command that has it.
+        file: where the former goes; by default standard output.
+    """
+    print(f"devices: {devices(strategy)}", file=file, flush=True)
+    for note in card_notes(flag):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _cards() -> dict[str, str]:
@@ -81,10 +99,10 @@ def card_notes(
     has_card: Callable[[], bool] = has_nvidia_card,
     environment: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """A line for cards that a training could use and does not.
+    """A line for cards that TensorFlow could use and does not.
 
     Args:
-        strategy: --strategy.
+        strategy: --strategy; empty for a command that has none.
         cards: names of the GPUs that TensorFlow sees; by default it is asked.
         has_card: whether the machine has one.
         environment: its CUDA_VISIBLE_DEVICES may hide them on purpose.
@@ -96,7 +114,7 @@ def card_notes(
     if cards or hidden or not has_card():
         return []
     return [
-        "this machine has an NVIDIA GPU that TensorFlow does not see, so the CPU trains; "
+        "this machine has an NVIDIA GPU that TensorFlow does not see, so the CPU computes; "
         "`pip install -r requirements-gpu.txt` (of the package: its extra `gpu`) installs CUDA "
         "for it, beside the driver"
     ]
@@ -162,6 +180,7 @@ def _check_tf_config() -> None:
         valid = (
             cluster.keys() <= {"chief", "worker"}
             and all(isinstance(found, list) for found in cluster.values())
+            and all(isinstance(address, str) for found in cluster.values() for address in found)
             and len(cluster.get("chief", [])) <= 1
             and 0 <= int(task["index"]) < len(addresses)
         )
@@ -206,7 +225,8 @@ def agree(strategy: tf.distribute.Strategy, facts: Mapping[str, Callable[[], str
     """
     if not _has_workers(strategy):
         return
-    own = json.dumps({name: fact() for name, fact in facts.items()})
+    with together(strategy):
+        own = json.dumps({name: fact() for name, fact in facts.items()})
     chief, *others = map(json.loads, _exchange(strategy, own))
     for number, other in enumerate(others, start=1):
         for name in {**chief, **other}:
@@ -307,7 +327,7 @@ def explained() -> Iterator[None]:
     ) as error:
         raise UsageError(
             "--strategy: expected every worker to go on; another worker stopped. Give the same "
-            "command again on every worker to resume from the last checkpoint"
+            "command again on every worker; a training resumes from its last checkpoint"
         ) from error
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "build_student",
     "check_begin",
     "check_initial",
+    "given_run",
     "initial_classes",
     "initial_student",
     "load_student",
@@ -137,9 +138,16 @@ def _from_own_teacher(config: Config) -> bool:
 
 
 def _initial_run(config: Config) -> str:
-    """The directory of the run that --init_from means."""
+    """The directory of the run that --init_from means, which may be trained before."""
     if _from_own_teacher(config):
         return str(Run(config.output_dir).directory / "teacher")
+    return given_run(config)
+
+
+def given_run(config: Config) -> str:
+    """The directory of the run that --init_from gives; empty if there is none before."""
+    if _from_own_teacher(config):
+        return ""
     return config.teacher if config.init_from == "teacher" else config.init_from
 
 

@@ -37,8 +37,8 @@ from larq_adambnn.runs import (
 )
 from larq_adambnn.runs.checkpoint import Checkpoint
 from larq_adambnn.runs.config import Config
-from larq_adambnn.runs.directory import COLUMNS, Run, open_run
-from larq_adambnn.runs.pace import Pace
+from larq_adambnn.runs.directory import COLUMNS, Run, open_run, wait_for
+from larq_adambnn.runs.pace import Bar, Pace
 from larq_adambnn.runs.students import (
     build,
     check_begin,
@@ -64,14 +64,14 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
     """
     start = time.perf_counter()
     exported = config.export and config.steps[-1] == (True, True)
-    if exported:
-        exporting.check_installed()
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = strategies.build(config)
     with strategies.explained():
         strategies.agree(strategy, agreement.flags(config))
         with strategies.together(strategy):
+            if exported:
+                exporting.check_installed()
             strategies.check_batch(config, strategy)
             teachers.check(config)
             check_initial(config, dataset)
@@ -114,6 +114,8 @@ def _opened(config: Config, strategy: tf.distribute.Strategy):
             with strategies.together(strategy):
                 if strategies.is_chief(strategy):
                     run = stack.enter_context(open_run(config))
+            with strategies.together(strategy):
+                wait_for(run)
         yield run
 
 
@@ -175,14 +177,14 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher=None, notes=()) -> 
         )
     batches = strategies.distribute(strategy, dataset, first_iteration=done)
     bar = sys.stdout.isatty() and chief
-    pace = [Pace(epochs, config.batch_size)] if chief and not bar else []
+    shown = [Bar() if bar else Pace(epochs, config.batch_size)] if chief else []
     with _explained(checkpoint):
         model.fit(
             **batches,
             epochs=sum(epochs),
             initial_epoch=first_epoch,
             steps_per_epoch=dataset.iterations_per_epoch,
-            callbacks=[*others, *pace, checkpoint],
+            callbacks=[*others, *shown, checkpoint],
             verbose=1 if bar else 0,
         )
         log.save_weights(final)

@@ -125,6 +125,7 @@ def test_flip_flop_ratio_is_the_flips_of_every_iteration():
         callbacks.AverageWeights(0.9),
         callbacks.RateSchedule(0.1, 2),
         callbacks.LinearDecay(0.1, 2),
+        callbacks.ProgressiveWeights(2),
     ],
 )
 def test_what_works_at_each_iteration_wants_to_see_every_one(callback):
@@ -395,6 +396,8 @@ def run(strategy):
         callbacks.UpdateSize(every=1),
         callbacks.ActivationSaturation(t.data()[0][:2]),
     ]
+    average = callbacks.AverageWeights(0.5)
+    recipe = [callbacks.LinearDecay(0.02, 2), callbacks.ProgressiveWeights(2), average]
     with strategy.scope():
         model = t.build()
         t.larq_adambnn.binarize(model, False, True)  # a sign would enlarge rounding errors
@@ -402,10 +405,19 @@ def run(strategy):
             if isinstance(layer, tf.keras.layers.BatchNormalization):
                 layer.trainable = False
         model.compile(optimizer=t.optimizers.SGD(0.02), loss=t.loss())
-        model.fit(t.batches(), epochs=2, verbose=0, callbacks=measurements)
-    return {k: v for m in measurements for k, v in m.by_layer.items()}
-one = run(tf.distribute.get_strategy())
-two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+        model.fit(t.batches(), epochs=2, verbose=0, callbacks=[*recipe, *measurements])
+        weights = model.get_weights()
+        with average.swapped():
+            averaged = model.get_weights()
+    for flags in measurements[3]._alive:  # on one device
+        assert len(strategy.experimental_local_results(flags)) == 1, flags
+    return {k: v for m in measurements for k, v in m.by_layer.items()}, weights, averaged
+one, *weights_of_one = run(tf.distribute.get_strategy())
+two, *weights_of_two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+for expected, received in zip(weights_of_one, weights_of_two, strict=True):
+    for a, b in zip(expected, received, strict=True):
+        t.np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+assert any((a != b).any() for a, b in zip(*weights_of_one, strict=True))
 assert len(one) == 9, one.keys()
 assert all(max(one[column].values()) > 0 for column in one), one
 for column in one:

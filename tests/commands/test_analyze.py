@@ -45,7 +45,9 @@ def test_analyze_draws_all_that_a_run_allows(
         "learning_rate",
     ]
     paths = [run.plots / f"{name}.png" for name in names]
-    assert capsys.readouterr().out.split() == [str(path) for path in [*paths, run.report, run.page]]
+    out, err = capsys.readouterr()
+    assert out.split() == [str(path) for path in [*paths, run.report, run.page]]
+    assert err.startswith("devices: CPU (")
     compared = {"one_step_run": one_step_run.read_metrics()}
     assert json.loads(run.compared.read_text()) == compared
     page = run.page.read_text()

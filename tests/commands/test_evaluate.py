@@ -28,7 +28,10 @@ def run(tmp_path_factory, digits_run, tiny_network):
 def evaluated(capsys, *flags):
     """(name, split, top-1, top-5, images) as printed."""
     assert main.main(["--mode=evaluate", *flags]) == 0
-    line = capsys.readouterr().out.strip().splitlines()[-1]  # after those of a progress bar
+    out = capsys.readouterr().out
+    by_keras = not any(flag.startswith("--tflite") for flag in flags)
+    assert out.count("devices: CPU (") == by_keras
+    line = out.strip().splitlines()[-1]  # after those of a progress bar
     name, _, rest = line.rpartition(": ")
     words = rest.split()
     return name, words[0], float(words[2]), float(words[5]), int(words[8])
@@ -102,7 +105,8 @@ def test_the_step_before_the_last(run, data_dir, tmp_path, capsys):
     assert first[2] != last[2]
     flags = ("--mode=export", f"--run={both}", "--step=1", "--allow_float_fallback")
     assert main.main([*flags, "--check_images=360"]) == 0
-    assert "top-1 of Keras" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "top-1 of Keras" in out and out.count("devices: CPU (") == 1
     assert not (both / "model.tflite").exists()
     file = both / "model_step1.tflite"
     assert evaluated(capsys, f"--tflite={file}", f"--data_dir={data_dir}", "--dataset=digits")[

@@ -1,5 +1,6 @@
 """--mode=predict: classes of image files, by a run and by its .tflite."""
 
+import json
 import os
 import shutil
 
@@ -52,9 +53,9 @@ def pictures(tmp_path_factory, run):
 
 def predict(capsys, *flags):
     assert main.main(["--mode=predict", "--json", *flags]) == 0
-    import json
-
-    return json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    assert err.startswith("devices: CPU (") if flags[0].startswith("--run") else err == ""
+    return json.loads(out)
 
 
 @pytest.mark.parametrize("by", ["run", "tflite"])

@@ -7,6 +7,8 @@ import re
 import shutil
 import struct
 import tarfile
+import threading
+import types
 
 import numpy as np
 import pytest
@@ -320,3 +322,23 @@ def test_the_archive_of_one_split_is_missing(tmp_path):
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar({}))
     with pytest.raises(UsageError, match=r"ILSVRC2012_img_val.tar.*should contain two files"):
         load("imagenet2012", tmp_path)
+
+
+def test_the_growth_of_what_is_prepared_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("larq_adambnn.progress._QUIET_SECONDS", 0.0)
+    looked = threading.Event()
+    sizes = iter([0, 2**20])  # of the data set and its downloads, at the start
+
+    def size(directory):
+        found = next(sizes, None)
+        if found is None:
+            looked.set()
+            found = 5 * 2**20
+        return found
+
+    monkeypatch.setattr(records, "_size", size)
+    monkeypatch.setattr(records, "_LOOKS_SECONDS", 0.01)
+    with records._growth("digits", types.SimpleNamespace(data_dir=tmp_path / "digits" / "1.0.0")):
+        assert looked.wait(60)
+    out = capsys.readouterr().out
+    assert f"preparing digits in {tmp_path}/digits: " in out and "9 MB" in out

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import types
 
 import exports
 import numpy as np
@@ -130,3 +132,21 @@ def test_no_process_is_left(file):
     del process
     with pytest.raises(ProcessLookupError):
         os.kill(number, 0)
+
+
+def test_at_most_eight_work_and_start_side_by_side(monkeypatch):
+    started, together = [], threading.Barrier(7)
+
+    def load(tflite, **kernels):
+        started.append(tflite)
+        if len(started) > 1:  # besides the one that goes on meanwhile
+            together.wait(60)
+        return types.SimpleNamespace(tflite=tflite, kernels=kernels)
+
+    monkeypatch.setattr(interpreter, "load", load)
+    monkeypatch.setattr(interpreter, "run", lambda worker, batch: [batch])
+    monkeypatch.setattr(interpreter, "_ALONE_SECONDS", 0.0)
+    batches = list(range(50))
+    found = interpreter.predictions(b"file", iter(batches), processes=100)
+    assert [outputs for (outputs,) in found] == batches
+    assert started == [b"file"] * 8

@@ -5,6 +5,7 @@ import json
 import pathlib
 import signal
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -54,6 +55,18 @@ def test_unused_cards_get_a_line(cards, in_machine, environment, expected):
     notes = strategies.card_notes("one", cards, lambda: in_machine, environment)
     assert len(notes) == (expected is not None)
     assert not expected or expected in notes[0]
+
+
+def test_devices_are_said_apart_from_what_is_to_be_read(monkeypatch, capsys):
+    flags = []
+    monkeypatch.setattr(strategies, "card_notes", lambda flag: flags.append(flag) or ["a card"])
+    strategies.say_devices(tf.distribute.get_strategy(), "one")
+    out, err = capsys.readouterr()
+    assert out.startswith("devices: CPU (") and err == "note: a card\n"
+    strategies.say_devices(tf.distribute.get_strategy(), file=sys.stderr)
+    out, err = capsys.readouterr()
+    assert out == "" and err.splitlines()[1:] == ["note: a card"]
+    assert flags == ["one", ""]
 
 
 def test_all_cards_are_used_by_mirrored():
@@ -140,14 +153,17 @@ def test_two_processes_train_like_one(one_device, server):
         compare(result(process), one_device)
 
 
-def job(server, run, data_dir, *flags, first="worker", last_flags=()):
-    """The processes of a job; the flags of its last worker may be others."""
+def job(server, run, data_dir, *flags, first="worker", last_flags=(), seen_seconds="90"):
+    """The processes of a job; the flags of its last worker may be others.
+
+    It looks for so long for the directory that the first one makes.
+    """
     flags = ("--strategy=multi_worker", "--sync_batch_norm", "--checkpoint_iterations=3", *flags)
     arguments = flags_of(run, data_dir, *flags)
     *others, last = clusters(first)
     return [
         *(server.start(*arguments, environment=environment) for environment in others),
-        server.start(*arguments, *last_flags, environment=last),
+        server.start(*arguments, *last_flags, environment=last | {"SEEN_SECONDS": seen_seconds}),
     ]
 
 
@@ -174,6 +190,7 @@ DIFFERENCES = {
     "images": ("--data_dir={other_data}", "expected the chief's examples of train on every"),
     "no data": ("--data_dir={nothing}", "worker 1 stopped: data_dir"),
     "a directory": ("--output_dir={stale}", "newest checkpoint in --output_dir on every worker"),
+    "a disk": ("--output_dir={nothing}", "worker 1 stopped: --output_dir: expected a directory on"),
 }
 
 
@@ -187,7 +204,12 @@ def test_workers_that_differ_stop_with_one_line(name, server, tmp_path):
     (places["stale"] / "checkpoints" / f"000000003-{'0' * 32}.npz").touch()
     flags = ("--loss=cross_entropy", "--dataset=image_folder", "--train_images=0", "--batch_size=8")
     processes = job(
-        server, tmp_path / "run", places["data"], *flags, last_flags=[flag.format(**places)]
+        server,
+        tmp_path / "run",
+        places["data"],
+        *flags,
+        last_flags=[flag.format(**places)],
+        seen_seconds="0",
     )
     for process in processes:
         status, _, err = process.finish()
@@ -195,7 +217,8 @@ def test_workers_that_differ_stop_with_one_line(name, server, tmp_path):
         assert err.count("error: ") == 1
         assert err.splitlines()[-1].startswith("error: ")  # gRPC may log before it
     assert line in processes[0].err
-    assert not (tmp_path / "run").exists()
+    left = [path.name for path in (tmp_path / "run").glob("[!.]*")]
+    assert left == (["flags.cfg"] if name == "a disk" else [])
 
 
 @pytest.mark.parametrize(
@@ -209,6 +232,8 @@ def test_workers_that_differ_stop_with_one_line(name, server, tmp_path):
         ({"chief": ["a:1", "b:1"]}, ("chief", 0), False),
         ({"worker": ["a:1"], "ps": ["b:1"]}, ("worker", 0), False),
         ({"worker": "a:1"}, ("worker", 0), False),
+        ({"worker": [1, 2]}, ("worker", 0), False),
+        ({"worker": ["a:1"]}, ("evaluator", 0), False),
         ([], ("worker", 0), False),
     ],
 )

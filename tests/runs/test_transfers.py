@@ -13,7 +13,7 @@ from tensorflow.python.framework import constant_op, kernels, ops
 import larq_adambnn.kernels
 from larq_adambnn import callbacks, losses, models, optimizers
 from larq_adambnn.distillation import Distiller
-from larq_adambnn.runs import datasets, strategies, training
+from larq_adambnn.runs import datasets, pace, strategies, training
 from larq_adambnn.runs.config import parse
 from larq_adambnn.runs.directory import Run
 
@@ -29,7 +29,7 @@ class Window(tf.keras.callbacks.Callback):
         vars(self).update(hooks)
 
 
-def crossings(model, data, added, monkeypatch):
+def crossings(model, data, added, monkeypatch, verbose=0):
     """(tensors read, numbers that became tensors) in 20 iterations of an epoch.
 
     The data are read by other threads, on the processor in any case.
@@ -64,31 +64,42 @@ def crossings(model, data, added, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ops._EagerTensorBase, "_numpy", count_read)
         patch.setattr(constant_op, "convert_to_eager_tensor", count_made)
-        model.fit(**data, steps_per_epoch=STEPS + 1, callbacks=[first, *added, last], verbose=0)
+        listed = [first, *added, last]
+        model.fit(**data, steps_per_epoch=STEPS + 1, callbacks=listed, verbose=verbose)
     return results
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_run_crosses_no_more_than_keras(tmp_path, data_dir, monkeypatch, ema):
+PARTS = {
+    "a bar": ("--ema=0.9", "--batch_norm_batches=1"),
+    "lines": ("--order=progressive", "--published_schedule", "--epochs=2"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_run_crosses_no_more_than_keras(tmp_path, data_dir, monkeypatch, name):
+    """All callbacks of a run are there, with a terminal's bar or the lines within an epoch."""
     monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
     flags = (
         "--batch_size=8",
         f"--train_images={8 * STEPS + 8}",
         "--loss=cross_entropy",
         "--epochs=1",
+        *PARTS[name],
     )
-    config = parse(small.flags_of(tmp_path, data_dir, *flags, f"--ema={ema}"))
+    config = parse(small.flags_of(tmp_path, data_dir, *flags))
     dataset = datasets.load(config)
     data = strategies.distribute(tf.distribute.get_strategy(), dataset, 0)
     model = training.compiled(config, dataset, None)
     alone = crossings(model, data, [], monkeypatch)
     model = training.compiled(config, dataset, None)
-    own = training.run_callbacks(config, Run(tmp_path), dataset, (1,))
-    assert crossings(model, data, own, monkeypatch) == alone
-    reader = callbacks.FlipFlopRatio()
-    reader._supports_tf_logs = False  # then Keras reads the loss and both accuracies each time
-    read, _ = crossings(model, data, [reader], monkeypatch)
-    assert read - alone[0] >= 3 * STEPS
+    own = training.run_callbacks(config, Run(tmp_path), dataset, (config.epochs,))
+    bar = name == "a bar"
+    own.append(pace.Bar() if bar else pace.Pace((config.epochs,), config.batch_size))
+    monkeypatch.setattr(pace, "_BAR_SECONDS", 1e9)  # no state of the bar is due meanwhile
+    assert crossings(model, data, own, monkeypatch, verbose=bar) == alone
+    if bar:  # Keras's own, which comes last, reads the loss and both accuracies each time
+        read, _ = crossings(model, data, [], monkeypatch, verbose=1)
+        assert read - alone[0] >= 3 * (STEPS - 1)
 
 
 SHAPES = ("Shape", "ShapeN", "Size", "Rank")  # which read no tensor

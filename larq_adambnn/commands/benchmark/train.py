@@ -61,11 +61,16 @@ class Contender:
 
 def main(config: Config) -> None:
     """Prints speed and memory of both steps, and what an iteration and an epoch consist of."""
+    import tensorflow as tf
+
+    from larq_adambnn.runs import strategies
+
     print(
         f"{config.model}, width {config.width:g}, {config.image_size} x {config.image_size}, batch "
         f"{config.batch_size}, {config.precision}, {cores()} cores; "
         f"{_ROUNDS} iterations each, in turns"
     )
+    strategies.say_devices(tf.distribute.get_strategy())
     names = [_OURS]
     if config.model != "reactnet_a":
         print(f"(the {_TWIN} is reactnet_a, so there is nothing to compare with)")
@@ -191,6 +196,7 @@ def _ours(config: Config, step: int) -> Callable[[], object]:
     from larq_adambnn import distillation, layers, losses, optimizers
     from larq_adambnn.runs import datasets, strategies, students
 
+    strategies.prepare(config)
     class_names, channels = datasets.describe(config)
     with strategies.precision(config.precision):
         student = students.build(config, channels, len(class_names))
@@ -201,6 +207,7 @@ def _ours(config: Config, step: int) -> Callable[[], object]:
         model.compile(
             optimizer=optimizers.Adam(config.learning_rate, config.weight_decay[step - 1]),
             loss=losses.DistributionLoss(),
+            jit_compile=config.jit_compile,
         )
     labels = tf.zeros(config.batch_size, tf.int64)
     batches = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
