@@ -18,7 +18,7 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.files import printable
 from larq_adambnn.progress import progress, say
 
-__all__ = ["class_names", "hidden", "open_folder", "splits"]
+__all__ = ["class_names", "hidden", "leads_above", "open_folder", "splits"]
 
 # Those of torchvision's ImageFolder, in any case of letters
 _EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b".tiff", b".webp")
@@ -219,7 +219,7 @@ def _read(path: bytes) -> _Folder:
                 others[b"hidden"] += 1
         elif _holds(entry.is_dir):
             folders.append(entry.name)
-            if entry.is_symlink() and entry.path.startswith(os.path.realpath(entry.path)):
+            if entry.is_symlink() and leads_above(entry.path):
                 problems.append(
                     Problem(printable(entry.path), "is a link to a folder that holds it")
                 )
@@ -233,6 +233,16 @@ def _read(path: bytes) -> _Folder:
             kind = "a broken link" if entry.is_symlink() else "no regular file"
             problems.append(Problem(printable(entry.path), f"is {kind}"))
     return _Folder(b"/".join(images), tuple(folders), tuple(below), tuple(problems), others)
+
+
+def leads_above(path: str | bytes | os.PathLike) -> bool:
+    """Whether a link leads to a folder that it is in, by other links or not."""
+    target, above = os.path.realpath(path), os.path.abspath(path)
+    while above != os.path.dirname(above):
+        above = os.path.dirname(above)
+        if os.path.realpath(above) == target:
+            return True
+    return False
 
 
 def _is_image(name: bytes) -> bool:

@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import re
+import stat
 import struct
 import threading
 import zipfile
@@ -201,11 +202,15 @@ def _version(path: str) -> str:
         found = os.stat(path)
     except OSError as error:
         raise UsageError(f"dataset: cannot read {path}: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"dataset: cannot read {path}: it is no file")
     return f"{os.path.basename(path)} {found.st_size} {found.st_mtime_ns}"
 
 
 def _read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
     """What an index has; nothing if it is damaged, which its archive tells."""
+    if not path.is_file():
+        return {}
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
