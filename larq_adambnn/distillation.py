@@ -99,6 +99,9 @@ class Distiller(tf.keras.Model):
     def save(self, *args, **kwargs):
         self.get_config()  # as a SavedModel Keras would do without
 
+    def __reduce__(self):
+        self.get_config()  # Keras would pickle one that is not built, and fail at the teacher
+
     def get_config(self):
         raise NotImplementedError(
             "Expected distiller.student.save(...) or distiller.save_weights(...). Received: a "

@@ -1,5 +1,7 @@
 """The distiller: losses, gradients, what it tracks."""
 
+import pickle
+
 import larq as lq
 import numpy as np
 import pytest
@@ -300,6 +302,15 @@ def test_labels_of_few_bits_are_no_other_classes():
     assert model.fit(images, labels, verbose=0).history["accuracy"] == [0]
 
 
-def test_it_is_not_saved_whole(tmp_path):
+WHOLES = {
+    "saved": lambda model: model.save("model.keras"),
+    "pickled": pickle.dumps,
+    "cloned": tf.keras.models.clone_model,
+    "described": lambda model: model.to_json(),
+}
+
+
+@pytest.mark.parametrize("name", WHOLES)
+def test_it_is_not_saved_whole(name):
     with pytest.raises(NotImplementedError, match=r"Expected distiller.student.save"):
-        plain().save(tmp_path / "model.keras")
+        WHOLES[name](plain())
