@@ -2,6 +2,7 @@
 
 import array
 import functools
+import hashlib
 import os
 import pathlib
 import time
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.data.sources import Problem, Source, digest
+from larq_adambnn.data.sources import Problem, Source, digest, sample
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import printable
 from larq_adambnn.progress import progress, say
@@ -25,6 +26,7 @@ _EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # of archives made by macOS, of Synology's disks
 _VALIDATION = ("val", "validation")
 _THREADS, _CHUNK = 16, 4096  # that ask for sizes, and how many at a time
+_END = 2**15  # bytes at each end of a file that tell it from another
 _SETTLED = 50_000_000  # ns after a change in which another one may have the same time
 
 
@@ -276,6 +278,7 @@ def _source(folders, classes, names, ends, numbers, problems) -> Source:
             "file names": digest(names, ends),
             "labels": digest(numbers),
             "file sizes": digest(_sizes(path, len(numbers))),
+            "contents": digest(*map(_ends, map(path, sample(len(numbers))))),
         }
 
     return Source(
@@ -288,6 +291,18 @@ def _source(folders, classes, names, ends, numbers, problems) -> Source:
         problems=tuple(problems),
         fingerprint=fingerprint,
     )
+
+
+def _ends(path: bytes) -> bytes:
+    """The checksum of the first and the last bytes of a file; nothing if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.sha256(file.read(_END))
+            file.seek(max(_END, os.fstat(file.fileno()).st_size - _END))
+            found.update(file.read(_END))
+            return found.digest()
+    except OSError:
+        return b""
 
 
 def _sizes(path: Callable[[int], bytes], count: int) -> np.ndarray:

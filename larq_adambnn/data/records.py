@@ -1,6 +1,7 @@
 """TFDS's data sets, read from their TFRecord files in any order."""
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -17,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 
-from larq_adambnn.data.sources import Source, digest
+from larq_adambnn.data.sources import Source, digest, sample
 from larq_adambnn.errors import SplitError, UsageError
 from larq_adambnn.files import replace_file
 from larq_adambnn.progress import progress
@@ -105,6 +106,7 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
         found = tf.numpy_function(records.read, [indices], (tf.string, tf.int64), stateful=False)
         return tuple(tf.ensure_shape(values, indices.shape) for values in found)
 
+    @functools.cache
     def fingerprint():
         files = [
             (os.path.basename(i.filename), os.path.getsize(i.filename), i.skip, i.take)
@@ -114,6 +116,7 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
             "examples": len(records),
             "version": builder.info.full_name,
             "record files": digest(repr(files).encode()),
+            "contents": digest(*records.read(sample(len(records)))[0]),
         }
 
     return Source(
