@@ -15,7 +15,8 @@ class Distiller(tf.keras.Model):
     """Trains a student on the teacher's distribution, on labels, or on both.
 
     `fit` and `evaluate` take (image, label) batches, with sample weights or
-    `class_weight` too; labels are integers (B,) or (B, 1).  The teacher is computed once
+    `class_weight` too; labels are integers (B,) or (B, 1), from 0 on and below num_classes, also
+    where only the metrics need them.  The teacher is computed once
     a batch, outside the gradient tape, and is not part of this model's weights.  The
     loss given to `compile` compares logits with the teacher's, or with the labels
     where there is no teacher; the student's own losses, such as of regularizers, are
@@ -36,8 +37,9 @@ class Distiller(tf.keras.Model):
             one part at a time.
 
     Raises:
-        ValueError: an argument is out of range, or labels have another shape; in training,
-            a loss is not finite (tf.errors.InvalidArgumentError).
+        ValueError: an argument is out of range, or labels have another shape.
+        tf.errors.InvalidArgumentError: a label is none of a class; in training, a loss is not
+            finite.
     """
 
     def __init__(
@@ -80,8 +82,8 @@ class Distiller(tf.keras.Model):
     def compile(self, *args, jit_compile: bool = False, **kwargs):
         """As Keras's; what XLA compiles are the networks, the loss and the gradients.
 
-        The check of the loss and the optimizer follow them, so that it works for every
-        optimizer, and nothing changes where the loss is not finite.
+        The checks of the labels and of the loss, and the optimizer follow them, so that it works
+        for every optimizer, and no weight changes where a check fails.
         """
         super().compile(*args, **kwargs)
         if not self.loss:
@@ -97,6 +99,9 @@ class Distiller(tf.keras.Model):
     def save(self, *args, **kwargs):
         self.get_config()  # as a SavedModel Keras would do without
 
+    def __reduce__(self):
+        self.get_config()  # Keras would pickle one that is not built, and fail at the teacher
+
     def get_config(self):
         raise NotImplementedError(
             "Expected distiller.student.save(...) or distiller.save_weights(...). Received: a "
@@ -107,8 +112,11 @@ class Distiller(tf.keras.Model):
         return self.student(inputs, training=training)
 
     def train_step(self, data):
-        loss, gradients = self._compute(*_unpack(data))
-        with tf.control_dependencies([tf.debugging.check_numerics(loss, "loss is not finite")]):
+        images, labels, weights = _unpack(data)
+        loss, gradients = self._compute(images, labels, weights)
+        with tf.control_dependencies([self._check_labels(labels)]):
+            loss = tf.debugging.check_numerics(loss, "loss is not finite")
+        with tf.control_dependencies([loss]):
             gradients = [None if g is None else tf.identity(g) for g in gradients]
         optimizer = self.optimizer
         if isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
@@ -122,7 +130,8 @@ class Distiller(tf.keras.Model):
         target = self._target(images, labels)
         loss = self._objective(target, labels, logits, weights)
         self._measure(labels, logits, loss, weights)
-        return {metric.name: metric.result() for metric in self.metrics}
+        with tf.control_dependencies([self._check_labels(labels)]):
+            return {metric.name: metric.result() for metric in self.metrics}
 
     def make_train_function(self, force=False):
         if self._xla and (force or self.train_function is None):
@@ -175,6 +184,12 @@ class Distiller(tf.keras.Model):
         )
         return loss, gradients
 
+    def _check_labels(self, labels):
+        """Fails on labels of no class, which XLA, GPUs and the metrics take without a word."""
+        known = tf.reduce_all((labels >= 0) & (labels < self._classes))
+        expected = f"Expected labels from 0 to {self._classes - 1}, the student's classes."
+        return tf.debugging.Assert(known, [f"{expected} Received:", labels])
+
     def _target(self, images, labels):
         return labels if self._teach is None else self._teach(images)
 
@@ -198,7 +213,8 @@ class Distiller(tf.keras.Model):
     def _measure(self, labels, logits, loss, weights) -> None:
         replicas = tf.cast(self.distribute_strategy.num_replicas_in_sync, loss.dtype)
         self._loss.update_state(loss * replicas, sample_weight=tf.shape(labels)[0])
-        best = tf.math.top_k(logits, min(5, logits.shape[-1])).indices
+        self._classes = logits.shape[-1]  # for `_check_labels`, which is traced later
+        best = tf.math.top_k(logits, min(5, self._classes)).indices
         hits = tf.equal(tf.cast(best, labels.dtype), labels[:, tf.newaxis])
         self._top1.update_state(hits[:, 0])
         self._top5.update_state(tf.reduce_any(hits, axis=-1))
@@ -223,4 +239,4 @@ def _unpack(data) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
                 f"Expected sample weights (B,) or (B, 1). Received: some of shape {weights.shape}"
             )
         weights = tf.reshape(weights, [-1])
-    return images, labels, weights
+    return images, tf.cast(labels, tf.int64), weights

@@ -19,11 +19,13 @@ from larq_adambnn.errors import UsageError
 
 __all__ = [
     "add_sum",
+    "check_regular",
     "explain",
     "has_right_sum",
     "is_temporary",
     "naming",
     "printable",
+    "read_bytes",
     "read_json",
     "read_rows",
     "replace_file",
@@ -32,6 +34,7 @@ __all__ = [
     "write_rows",
 ]
 
+_MOST_BYTES = 2**31
 _BLOCK = 2**20  # bytes that are read at a time for a checksum
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-.+", re.DOTALL)
 _SUM = re.compile(rb"sha256 ([0-9a-f]{64})\n")
@@ -54,6 +57,13 @@ def explain(error: OSError) -> str:
     """An error of a file in words: its name and the reason."""
     reason = error.strerror or str(error) or type(error).__name__
     return f"{printable(error.filename)}: {reason[0].lower()}{reason[1:]}"
+
+
+def check_regular(path: pathlib.Path) -> None:
+    """Raises UsageError if what is there is no regular file, such as a pipe that never ends."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise UsageError(f"{path}: expected a file; it is {kind}")
 
 
 @contextlib.contextmanager
@@ -109,11 +119,23 @@ def is_temporary(name: str) -> bool:
     return bool(_TEMPORARY.fullmatch(name))
 
 
+def read_bytes(path: pathlib.Path) -> bytes:
+    """The bytes of a file of less than 2 GiB, the most that a .tflite can have.
+
+    Raises:
+        OSError: it is larger, or cannot be read; with its name also where the disk fails within.
+    """
+    with naming(path):
+        if path.stat().st_size >= _MOST_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+        return path.read_bytes()
+
+
 def sha256(path: pathlib.Path, *, but_last: int = 0) -> str:
     """The checksum of a file's bytes, but for the last ones, in hexadecimal digits."""
     digest = hashlib.sha256()
     left = path.stat().st_size - but_last
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         while block := file.read(min(left, _BLOCK)):
             digest.update(block)
             left -= len(block)
@@ -129,7 +151,7 @@ def add_sum(path: pathlib.Path) -> None:
 
 def has_right_sum(path: pathlib.Path) -> bool:
     """Whether a file is as `add_sum` left it, or never got a sum."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _SUM_BYTES))
         found = _SUM.fullmatch(file.read())
     return found is None or found[1].decode() == sha256(path, but_last=_SUM_BYTES)
@@ -149,10 +171,11 @@ def read_rows(
         UsageError: the file holds something else.
         OSError: it cannot be read.
     """
+    check_regular(path)
     if not path.exists():
         return []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with naming(path), path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
             columns, rows = reader.fieldnames or [], list(reader)
     except (ValueError, csv.Error) as error:
@@ -197,6 +220,7 @@ def read_json(path: pathlib.Path, kind: Any, what: str) -> Any:
     Raises:
         UsageError: it cannot be read, or holds something else.
     """
+    check_regular(path)
     holder = dataclasses.make_dataclass("Holder", [("content", kind)])
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

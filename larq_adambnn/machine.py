@@ -9,9 +9,20 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
-__all__ = ["cores", "give_back", "has_nvidia_card", "quiet"]
+__all__ = ["cores", "give_back", "has_nvidia_card", "notes_aside", "quiet"]
 
+# Keeps the last of what it reads, and tells it unless it ends with a zero
+_KEEPER = """
+import os
+kept = b""
+while block := os.read(0, 2**16):
+    kept = (kept + block)[-2**16:]
+if kept[-1:] != b"\\0":
+    os.write(2, kept)
+"""
+_KEEPER_SECONDS = 5.0  # that it may take to end
 _SMI_SECONDS = 10.0  # that nvidia-smi may take, which waits for a card that hangs
+_of_python = None  # its standard error, while C's is kept aside
 
 
 def cores() -> int:
@@ -51,7 +62,9 @@ def quiet() -> Iterator[None]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
+    with tempfile.TemporaryFile("w+") as notes, contextlib.ExitStack() as stack:
+        if sys.stderr is _of_python:
+            stack.enter_context(contextlib.redirect_stderr(notes))
         os.dup2(notes.fileno(), 2)
         try:
             yield
@@ -59,3 +72,45 @@ def quiet() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(saved, 2)
             os.close(saved)
+
+
+@contextlib.contextmanager
+def notes_aside() -> Iterator[None]:
+    """Keeps what C code writes to standard error, and tells it only if the process ends meanwhile.
+
+    Such as libjpeg's notes about damaged images, which do not name the file.  A process of its
+    own keeps them, so that the last words before a crash are not lost.  What Python writes is
+    shown at once.  Nothing is kept aside where Python's standard error is another than C's.
+    """
+    global _of_python
+    if not _is_shared(sys.stderr):
+        yield
+        return
+    python, shown = sys.stderr, os.dup(2)
+    python.flush()
+    keeper = subprocess.Popen(
+        [sys.executable, "-ISc", _KEEPER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # so that an interrupt of the terminal does not end it
+    )
+    os.dup2(keeper.stdin.fileno(), 2)
+    keeper.stdin.close()
+    with open(shown, "w", 1, python.encoding, python.errors) as _of_python:
+        sys.stderr = _of_python
+        try:
+            yield
+        finally:
+            os.write(2, b"\0")
+            os.dup2(shown, 2)
+            sys.stderr = python
+            with contextlib.suppress(subprocess.TimeoutExpired):  # another process has it open
+                keeper.wait(_KEEPER_SECONDS)
+
+
+def _is_shared(stream) -> bool:
+    """Whether a stream of Python writes where C's standard error does."""
+    try:
+        return stream.fileno() == 2
+    except (AttributeError, OSError, ValueError):  # there is none, or it is no file
+        return False

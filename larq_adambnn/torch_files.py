@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from larq_adambnn.files import naming
+
 __all__ = ["import_torch", "load_torch"]
 
 # Where training scripts keep the weights.  An average of them is taken if it is alone.
@@ -63,7 +65,7 @@ def load_torch(path: str | os.PathLike) -> dict[str, np.ndarray]:
         OSError: it cannot be read.
     """
     torch = import_torch()
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(9)
         file.seek(0)

@@ -1,5 +1,7 @@
 """The distiller: losses, gradients, what it tracks."""
 
+import pickle
+
 import larq as lq
 import numpy as np
 import pytest
@@ -266,6 +268,49 @@ def test_other_labels_are_refused():
             plain().fit(images, wrong, batch_size=8, verbose=0)
 
 
-def test_it_is_not_saved_whole(tmp_path):
+@pytest.mark.parametrize(
+    "jit_compile, label_weight, microbatches", [(False, 0.0, 1), (True, 0.5, 2)]
+)
+def test_labels_of_no_class_are_refused(jit_compile, label_weight, microbatches):
+    """Beside a teacher only the metrics may look at them, and XLA has no checks."""
+    images, labels = vectors()
+    model = Distiller(
+        plain().student,
+        lambda images: tf.zeros((tf.shape(images)[0], 4)),
+        label_weight=label_weight,
+        microbatches=microbatches,
+    )
+    model.compile(tf.keras.optimizers.SGD(0.1), losses.DistributionLoss(), jit_compile=jit_compile)
+    model.fit(images, labels, batch_size=8, verbose=0)
+    before = model.student.get_weights()
+    for wrong in (-1, 4, 2**40):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="Expected labels from 0 to 3"):
+            model.fit(images, np.append(labels[:-1], wrong), batch_size=8, verbose=0)
+        np.testing.assert_equal(model.student.get_weights(), before)
+    message = "Expected labels from 0 to 3|outside the valid range"  # as cross-entropy has it
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        model.evaluate(images, labels + 1, verbose=0)
+
+
+def test_labels_of_few_bits_are_no_other_classes():
+    images, labels = np.ones((8, 6), np.float32), np.zeros(8, np.uint8)
+    student = tf.keras.Sequential([tf.keras.layers.Dense(300, input_shape=(6,))])
+    student.layers[0].bias.assign(tf.one_hot(256, 300, 100.0))
+    model = Distiller(student)
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(tf.keras.optimizers.SGD(0.0), loss)
+    assert model.fit(images, labels, verbose=0).history["accuracy"] == [0]
+
+
+WHOLES = {
+    "saved": lambda model: model.save("model.keras"),
+    "pickled": pickle.dumps,
+    "cloned": tf.keras.models.clone_model,
+    "described": lambda model: model.to_json(),
+}
+
+
+@pytest.mark.parametrize("name", WHOLES)
+def test_it_is_not_saved_whole(name):
     with pytest.raises(NotImplementedError, match=r"Expected distiller.student.save"):
-        plain().save(tmp_path / "model.keras")
+        WHOLES[name](plain())

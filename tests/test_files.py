@@ -125,7 +125,7 @@ def test_tables(tmp_path):
     assert files.read_rows(path, **COLUMNS) == [{"step": "1", "loss": "0.5", "extra": ""}]
     path.unlink()
     path.mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(UsageError, match="expected a file; it is a folder"):
         files.read_rows(path, **COLUMNS)
 
 

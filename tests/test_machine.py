@@ -1,10 +1,14 @@
 """What the machine has."""
 
+import pathlib
+import subprocess
 import sys
 
 import pytest
 
 from larq_adambnn import machine
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def says(text, status=0):
@@ -25,3 +29,29 @@ def test_an_nvidia_card_is_found(tmp_path, node, command, expected):
     if node:
         (tmp_path / node).touch()
     assert machine.has_nvidia_card(f"{tmp_path}/nvidia[0-9]*", command) is expected
+
+
+PROGRAM = """
+import os, sys
+from larq_adambnn import machine
+with machine.notes_aside():
+    os.write(2, b"Corrupt JPEG data: 3 extraneous bytes before marker 0xd9\\n")
+    print("of Python", file=sys.stderr)
+    with machine.quiet():
+        print("unheard", file=sys.stderr)
+    {end}
+"""
+
+
+@pytest.mark.parametrize(
+    "end, told",
+    [
+        ("pass", ["of Python"]),
+        ("sys.exit('the reason')", ["of Python", "the reason"]),
+        ("os.abort()", ["of Python", "Corrupt JPEG data: 3 extraneous bytes before marker 0xd9"]),
+    ],
+)
+def test_what_c_code_writes_is_told_if_the_process_ends(end, told):
+    command = [sys.executable, "-c", PROGRAM.format(end=end)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.stderr.splitlines() == told

@@ -1,5 +1,6 @@
 """The command line: a module for each mode, and `main`, which runs the one that is asked for."""
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -10,13 +11,15 @@ import sys
 
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import explain
-from larq_adambnn.machine import quiet
+from larq_adambnn.machine import notes_aside, quiet
 from larq_adambnn.runs.config import Config, parse
 
 __all__ = ["main", "run"]
 
 # The module in here of each mode whose name is another
 _MODULES = {"import": "import_checkpoint"}
+# The modes that decode images in this process
+_DECODING = ("train", "evaluate", "predict", "export", "check_data", "analyze")
 # A value of more than 200 characters in a message: quoted, or without a blank
 _LONG = re.compile(r"(?<!\w)(['\"])(?:\\.|(?!\1)[^\\]){200,}\1(?!\w)|\S{201,}")
 _LONGEST = 300  # characters of the reason of an error that is not the user's
@@ -86,7 +89,10 @@ def _main(arguments: list[str]) -> int:
             strategies.prepare(config)
         progress.show()
         module = _MODULES.get(config.mode, config.mode)
-        importlib.import_module(f"{__name__}.{module}").main(config)
+        command = importlib.import_module(f"{__name__}.{module}")
+        aside = config.mode in _DECODING and not debug
+        with notes_aside() if aside else contextlib.nullcontext():
+            command.main(config)
         return 0
     except UsageError as error:
         if debug:

@@ -3,7 +3,6 @@
 from larq_adambnn import data
 from larq_adambnn.data import catalog, check
 from larq_adambnn.errors import UsageError
-from larq_adambnn.machine import quiet
 from larq_adambnn.runs.config import Config
 
 __all__ = ["main"]
@@ -19,8 +18,7 @@ def main(config: Config) -> None:
     count = 0
     for split in ("train", *data.splits(config.dataset, config.data_dir)):
         source = catalog.open_source(config.dataset, config.data_dir, split, class_names)
-        with quiet():  # libjpeg's notes do not name the file
-            found, rotated = check.defects(source, split)
+        found, rotated = check.defects(source, split)
         problems = [*source.problems, *found]
         for problem in problems:
             print(problem)

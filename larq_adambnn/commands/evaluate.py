@@ -10,6 +10,7 @@ from larq_adambnn.data import Dataset, Description
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description, interpreter
 from larq_adambnn.export.workers import FileError, Worker
+from larq_adambnn.files import read_bytes
 from larq_adambnn.runs import (
     agreement,
     datasets,
@@ -73,7 +74,7 @@ def read_tflite(path: str) -> tuple[Worker, description.Description | None]:
         UsageError: it cannot, or the file is not the one that the export.json beside it is of.
     """
     exporting.check_installed()
-    tflite = pathlib.Path(path).read_bytes()
+    tflite = read_bytes(pathlib.Path(path))
     with naming(path, ValueError):
         network = interpreter.load(tflite)
     return network, description.find(pathlib.Path(path), tflite)

@@ -1,20 +1,21 @@
 """--mode=predict: the classes of image files, by a run or by a .tflite."""
 
 import json
+import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import tensorflow as tf
 
 from larq_adambnn import inference
 from larq_adambnn.commands.evaluate import check_fits, naming, read_tflite
-from larq_adambnn.data.folder import hidden
+from larq_adambnn.data.folder import hidden, leads_above
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import selftest
 from larq_adambnn.export.workers import Worker
-from larq_adambnn.files import printable
+from larq_adambnn.files import printable, read_bytes
 from larq_adambnn.inference import Guess
-from larq_adambnn.machine import quiet
 from larq_adambnn.runs import datasets, provenance, strategies, students
 from larq_adambnn.runs.config import Config, named_run
 from larq_adambnn.runs.directory import Run
@@ -54,7 +55,7 @@ def main(config: Config) -> None:
         dataset = datasets.without_images(run_config, provenance.read(Run(directory)))
         preparation, class_names = dataset.preparation, dataset.class_names
         network = students.load_student(Run(directory), run_config, dataset, config.step)
-    with naming(config.tflite), quiet():  # libjpeg's notes do not name the file
+    with naming(config.tflite):
         guesses = inference.classify(network, files, preparation, class_names)
     found = list(zip(map(printable, files), guesses, strict=True))
     if not config.tflite:
@@ -74,13 +75,11 @@ def image_files(paths: tuple[str, ...]) -> list[pathlib.Path]:
     for path in map(pathlib.Path, paths):
         found = [path]
         if path.is_dir():
-            found = sorted(
-                f for f in path.rglob("*") if _is_image(f.relative_to(path)) and not f.is_dir()
-            )
+            found = sorted(_images_below(path))
         elif not path.is_file():
             raise UsageError(
-                f"--images: expected image files or folders; received {str(path)!r}, which does "
-                "not exist"
+                f"--images: expected image files or folders; received {str(path)!r}, which "
+                f"{'is neither' if path.exists() else 'does not exist'}"
             )
         if not found:
             raise UsageError(
@@ -95,15 +94,26 @@ def _check_itself(path: pathlib.Path, network: Worker) -> None:
     test = selftest.path(path)
     if test.is_file():
         try:
-            failure = selftest.failure(network, test.read_bytes())
+            failure = selftest.failure(network, read_bytes(test))
         except ValueError as error:
             raise UsageError(f"--tflite: {test}: {error}") from None
         if failure:
             raise UsageError(f"--tflite: {path} does not pass {test.name}: {failure}")
 
 
-def _is_image(path: pathlib.Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not any(map(hidden, path.parts))
+def _images_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The images in and below a folder, by links too; OSError if a folder cannot be read."""
+
+    def fail(error):
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        place = pathlib.Path(place)
+        above = [f for f in folders if (place / f).is_symlink() and leads_above(place / f)]
+        folders[:] = [f for f in folders if f not in above and not hidden(f)]
+        for name in names:
+            if pathlib.PurePath(name).suffix.lower() in _SUFFIXES and not hidden(name):
+                yield place / name
 
 
 def _json(found: list[tuple[str, list[Guess]]]) -> str:

@@ -7,6 +7,7 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.export import device_times
 from larq_adambnn.export.layer_work import layer_work
 from larq_adambnn.export.tflite import Graph
+from larq_adambnn.files import read_bytes
 from larq_adambnn.runs import datasets, exporting, provenance, students
 from larq_adambnn.runs.config import Config, named_run
 from larq_adambnn.runs.directory import Run
@@ -33,7 +34,7 @@ def main(config: Config) -> None:
         sums = layer_work(model)
     else:
         try:
-            sums = device_times.work(Graph(path.read_bytes()))
+            sums = device_times.work(Graph(read_bytes(path)))
         except ValueError as error:
             raise UsageError(f"--tflite: {path}: {error}") from None
         print("| operator | count | binary MACs | float MACs | int8 MACs | bytes |")

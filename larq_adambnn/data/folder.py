@@ -2,6 +2,7 @@
 
 import array
 import functools
+import hashlib
 import os
 import pathlib
 import time
@@ -13,18 +14,19 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from larq_adambnn.data.sources import Problem, Source, digest
+from larq_adambnn.data.sources import Problem, Source, digest, sample
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import printable
 from larq_adambnn.progress import progress, say
 
-__all__ = ["class_names", "hidden", "open_folder", "splits"]
+__all__ = ["class_names", "hidden", "leads_above", "open_folder", "splits"]
 
 # Those of torchvision's ImageFolder, in any case of letters
 _EXTENSIONS = (b".jpg", b".jpeg", b".png", b".ppm", b".bmp", b".pgm", b".tif", b".tiff", b".webp")
 _SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # of archives made by macOS, of Synology's disks
 _VALIDATION = ("val", "validation")
 _THREADS, _CHUNK = 16, 4096  # that ask for sizes, and how many at a time
+_END = 2**15  # bytes at each end of a file that tell it from another
 _SETTLED = 50_000_000  # ns after a change in which another one may have the same time
 
 
@@ -219,7 +221,7 @@ def _read(path: bytes) -> _Folder:
                 others[b"hidden"] += 1
         elif _holds(entry.is_dir):
             folders.append(entry.name)
-            if entry.is_symlink() and entry.path.startswith(os.path.realpath(entry.path)):
+            if entry.is_symlink() and leads_above(entry.path):
                 problems.append(
                     Problem(printable(entry.path), "is a link to a folder that holds it")
                 )
@@ -233,6 +235,16 @@ def _read(path: bytes) -> _Folder:
             kind = "a broken link" if entry.is_symlink() else "no regular file"
             problems.append(Problem(printable(entry.path), f"is {kind}"))
     return _Folder(b"/".join(images), tuple(folders), tuple(below), tuple(problems), others)
+
+
+def leads_above(path: str | bytes | os.PathLike) -> bool:
+    """Whether a link leads to a folder that it is in, by other links or not."""
+    target, above = os.path.realpath(path), os.path.abspath(path)
+    while above != os.path.dirname(above):
+        above = os.path.dirname(above)
+        if os.path.realpath(above) == target:
+            return True
+    return False
 
 
 def _is_image(name: bytes) -> bool:
@@ -266,6 +278,7 @@ def _source(folders, classes, names, ends, numbers, problems) -> Source:
             "file names": digest(names, ends),
             "labels": digest(numbers),
             "file sizes": digest(_sizes(path, len(numbers))),
+            "contents": digest(*map(_ends, map(path, sample(len(numbers))))),
         }
 
     return Source(
@@ -278,6 +291,18 @@ def _source(folders, classes, names, ends, numbers, problems) -> Source:
         problems=tuple(problems),
         fingerprint=fingerprint,
     )
+
+
+def _ends(path: bytes) -> bytes:
+    """The checksum of the first and the last bytes of a file; nothing if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.sha256(file.read(_END))
+            file.seek(max(_END, os.fstat(file.fileno()).st_size - _END))
+            found.update(file.read(_END))
+            return found.digest()
+    except OSError:
+        return b""
 
 
 def _sizes(path: Callable[[int], bytes], count: int) -> np.ndarray:

@@ -1,10 +1,12 @@
 """TFDS's data sets, read from their TFRecord files in any order."""
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
 import re
+import stat
 import struct
 import threading
 import zipfile
@@ -16,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 
-from larq_adambnn.data.sources import Source, digest
+from larq_adambnn.data.sources import Source, digest, sample
 from larq_adambnn.errors import SplitError, UsageError
 from larq_adambnn.files import replace_file
 from larq_adambnn.progress import progress
@@ -104,6 +106,7 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
         found = tf.numpy_function(records.read, [indices], (tf.string, tf.int64), stateful=False)
         return tuple(tf.ensure_shape(values, indices.shape) for values in found)
 
+    @functools.cache
     def fingerprint():
         files = [
             (os.path.basename(i.filename), os.path.getsize(i.filename), i.skip, i.take)
@@ -113,6 +116,7 @@ def open_tfds(name: str, split: str, data_dir: str = "") -> Source:
             "examples": len(records),
             "version": builder.info.full_name,
             "record files": digest(repr(files).encode()),
+            "contents": digest(*records.read(sample(len(records)))[0]),
         }
 
     return Source(
@@ -201,11 +205,15 @@ def _version(path: str) -> str:
         found = os.stat(path)
     except OSError as error:
         raise UsageError(f"dataset: cannot read {path}: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"dataset: cannot read {path}: it is no file")
     return f"{os.path.basename(path)} {found.st_size} {found.st_mtime_ns}"
 
 
 def _read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
     """What an index has; nothing if it is damaged, which its archive tells."""
+    if not path.is_file():
+        return {}
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)

@@ -14,11 +14,11 @@ from larq_adambnn.data import images
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import printable
 
-__all__ = ["Problem", "Source", "array_source", "dataset_source", "digest", "file_source"]
+__all__ = ["Problem", "Source", "array_source", "dataset_source", "digest", "file_source", "sample"]
 
 _LOOKED_AT = 8  # images of a data set
 _LABELS = 1024  # and labels
-_COMPARED = 256  # examples that tell a tf.data.Dataset from another
+_COMPARED = 256  # examples whose contents tell a data set from another
 _ROUNDING = 0.01  # that a resampled image may go beyond its range
 
 
@@ -134,6 +134,12 @@ def array_source(
         name=lambda index: f"{name} image {index}",
         fingerprint=fingerprint,
     )
+
+
+def sample(size: int) -> np.ndarray:
+    """At most 256 evenly spaced indices of so many examples, which tell them from others."""
+    count = min(size, _COMPARED)
+    return np.arange(count) * size // max(count, 1)
 
 
 def digest(*parts: bytes | np.ndarray) -> str:

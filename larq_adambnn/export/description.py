@@ -38,6 +38,7 @@ __all__ = [
 
 # Of the .json of a run's files
 _INFO_NAMES = ("export", "export_int8", "export_step1", "export_step1_int8")
+_MOST_BYTES = 2**26  # of a .json that may be about a .tflite
 _RESIZE_RATIO = 256 / 224  # of the shorter side to the crop, as `data.augmentation` has it
 
 
@@ -255,9 +256,12 @@ def find(path: str | os.PathLike, tflite: bytes) -> Description | None:
     expect("tflite", tflite, instance(bytes, "the bytes of a file"))
     path = pathlib.Path(path)
     digest = hashlib.sha256(tflite).hexdigest()
-    others = [other for other in path.parent.glob("*.tflite") if other.name != path.name]
+    files = [other for other in sorted(path.parent.iterdir()) if other.is_file()]
+    others = [other for other in files if other.suffix == ".tflite" and other.name != path.name]
     about = []
-    for candidate in sorted(path.parent.glob("*.json")):
+    for candidate in files:
+        if candidate.suffix != ".json" or candidate.stat().st_size > _MOST_BYTES:
+            continue
         try:
             content = json.loads(candidate.read_text(encoding="utf-8"))
             name, expected = str(content["file"]), content["sha256"]

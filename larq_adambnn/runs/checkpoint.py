@@ -14,6 +14,7 @@ from larq_adambnn.errors import UsageError
 from larq_adambnn.files import sha256
 from larq_adambnn.runs import strategies
 from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.recording import read_layers
 
 __all__ = ["Checkpoint"]
 
@@ -97,14 +98,35 @@ class Checkpoint(tf.keras.callbacks.Callback):
         return self.iteration
 
     def _newest_good(self, found, expected) -> tuple[pathlib.Path | None, dict | None]:
-        """The first of some checkpoints that is good, and what it holds; else (None, None)."""
+        """The first of some checkpoints that is good, and what it holds; else (None, None).
+
+        Raises:
+            UsageError: the tables beside them have fewer epochs than all of them.
+        """
+        tables = {self.run.metrics: len(self.run.read_metrics())}
+        if self.run.measurements.is_file():  # a real-valued network has none
+            rows = read_layers(self.run)
+            tables[self.run.measurements] = len({(row["step"], row["epoch"]) for row in rows})
+        table, lacking = min(tables, key=tables.get), ""
         for path in found:
+            epochs = _iteration(path) // self.iterations_per_epoch
+            if tables[table] < epochs:  # of a copy that was made while it trained
+                lacking = (
+                    f"{table}: expected a row of each of the {epochs} epochs before checkpoint "
+                    f"{path.name}; it has {tables[table]}"
+                )
+                continue
             try:
-                return path, _read(path, expected)
+                state = _read(path, expected)
+                if lacking:
+                    print(f"{lacking}; using the one before", file=sys.stderr)
+                return path, state
             except ValueError as error:
                 print(f"checkpoint {path.name} {error}; using the one before", file=sys.stderr)
                 self.run.check()
                 path.rename(path.with_suffix(".damaged"))
+        if lacking:
+            raise UsageError(lacking)
         print("there is none before; the training begins anew", file=sys.stderr)
         return None, None
 
@@ -116,7 +138,8 @@ class Checkpoint(tf.keras.callbacks.Callback):
 
     def _newest_first(self) -> list[pathlib.Path]:
         """The checkpoints; a file of any other name is none of ours."""
-        found = [p for p in self.run.checkpoints.glob("*.npz") if _NAME.fullmatch(p.name)]
+        found = self.run.checkpoints.glob("*.npz")
+        found = [path for path in found if _NAME.fullmatch(path.name) and path.is_file()]
         return sorted(found, key=_iteration, reverse=True)
 
     def _expected(self, model: tf.keras.Model) -> dict[str, np.ndarray]:

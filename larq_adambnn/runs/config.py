@@ -673,27 +673,17 @@ def check(config: Config) -> Config:
         not config.device_profile or (mode in ("export", "summary")),
         f"--device_profile: only --mode=export and summary take it; received it with --mode={mode}",
     )
-    _require(
-        not config.device_profile or os.path.isfile(config.device_profile),
-        f"--device_profile: expected a file; received {config.device_profile!r}, which does not "
-        "exist",
-    )
+    if config.device_profile:
+        _check_file(config.device_profile, "device_profile")
     if config.run:
         _check_run(config.run, "run")
     if config.tflite:
-        _require(
-            os.path.isfile(config.tflite),
-            f"--tflite: expected a file; received {config.tflite!r}, which "
-            f"{'is none' if os.path.exists(config.tflite) else 'does not exist'}",
-        )
+        _check_file(config.tflite, "tflite")
     return config
 
 
 def _check_import(config: Config) -> None:
-    _require(
-        os.path.isfile(config.source),
-        f"--source: expected a PyTorch checkpoint; received {config.source!r}, which is no file",
-    )
+    _check_file(config.source, "source", "a PyTorch checkpoint")
     _require(
         config.model in NETWORKS and config.model not in ZOO,
         f"--model: expected reactnet_a, reactnet18 or resnet34 to import; received {config.model}",
@@ -713,10 +703,8 @@ def _check_teacher(config: Config) -> None:
         _require(
             bool(weights), f"--teacher_weights: expected the file of {name}'s weights; none given"
         )
-        _require(
-            (weights == "imagenet" and name != "resnet34") or os.path.isfile(weights),
-            f"--teacher_weights: expected a file; received {weights!r}, which does not exist",
-        )
+        if weights != "imagenet" or name == "resnet34":
+            _check_file(weights, "teacher_weights")
         return
     names = ", ".join(f"{family}{'/'.join(sizes)}" for family, sizes in FAMILIES.items())
     _require(
@@ -734,6 +722,14 @@ def _check_run(path: str, flag: str) -> None:
     _require(
         _is_run(path),
         f"--{flag}: expected a run directory (with flags.cfg); received {path!r}",
+    )
+
+
+def _check_file(path: str, flag: str, expected: str = "a file") -> None:
+    _require(
+        os.path.isfile(path),
+        f"--{flag}: expected {expected}; received {path!r}, which "
+        f"{'is no file' if os.path.exists(path) else 'does not exist'}",
     )
 
 

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 import filelock
 
 from larq_adambnn.errors import UsageError
-from larq_adambnn.files import is_temporary, read_rows, replace_file, write_rows
+from larq_adambnn.files import (
+    check_regular,
+    is_temporary,
+    naming,
+    read_rows,
+    replace_file,
+    write_rows,
+)
 from larq_adambnn.runs.config import Config, load_run
 
 __all__ = ["COLUMNS", "Run", "locked", "open_run", "wait_for"]
@@ -91,9 +98,11 @@ class Run:
 
     def read_devices(self) -> list[str]:
         """The devices that trained it, one after the other; none of a run made before 1.1."""
+        check_regular(self.devices)
         if not self.devices.exists():
             return []
-        return self.devices.read_text(encoding="utf-8", errors="replace").splitlines()
+        with naming(self.devices):
+            return self.devices.read_text(encoding="utf-8", errors="replace").splitlines()
 
     def add_devices(self, line: str) -> None:
         """Adds a line to devices.txt, unless it says so already."""

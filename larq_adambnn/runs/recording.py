@@ -224,4 +224,5 @@ class Snapshot:
 
 def snapshots(run: Run) -> list[Snapshot]:
     """The snapshots of a run in the order of the training."""
-    return [Snapshot(path) for path in sorted(run.snapshots.glob("step[12]_epoch[0-9]*.npz"))]
+    paths = sorted(run.snapshots.glob("step[12]_epoch[0-9]*.npz"))
+    return [Snapshot(path) for path in paths if path.is_file()]

@@ -337,11 +337,6 @@ class _Log(tf.keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         if self._rows is None:  # rows after the checkpoint that was resumed are made again
             self._rows = self.run.read_metrics()[:epoch]
-            if len(self._rows) < epoch:
-                raise UsageError(
-                    f"{self.run.metrics}: expected a row of each of the {epoch} epochs before; "
-                    f"it has {len(self._rows)}"
-                )
             self._curves = recording.Curves(self.run) if self._chief else None
         self._earlier = 0.0
         self._start = time.perf_counter()

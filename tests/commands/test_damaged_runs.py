@@ -73,23 +73,34 @@ def test_the_run_itself_is_reported(run):
         assert text in report
 
 
+TEXTS = ("export.json", "analysis.json", "left_out.json", "metrics.csv", "flags.cfg")
+
+
 @pytest.mark.parametrize(
-    "damage", [b"", b"\xff\xfe", b"{", b"[3]", b'{"a": 1}', b"a,b\n1,2\n", None]
+    "damage", [b"", b"\xff\xfe", b"{", b"[3]", b'{"a": 1}', b"a,b\n1,2\n", os.mkdir]
 )
-@pytest.mark.parametrize(
-    "name", ["export.json", "analysis.json", "left_out.json", "metrics.csv", "flags.cfg"]
-)
+@pytest.mark.parametrize("name", TEXTS)
 def test_a_damaged_file_is_named(name, damage, run, capsys):
     path = run / name
-    if damage is None:
+    if callable(damage):
         path.unlink()
-        path.mkdir()
+        damage(path)
     else:
         path.write_bytes(damage)
     before = content(run)
     err = refused(capsys, *reported(run))
     assert name in err
     assert content(run) == before
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/proc/self/mem")])
+@pytest.mark.parametrize("name", [*TEXTS, "data.json", "devices.txt"])
+def test_what_is_no_file_or_cannot_be_read_is_named(name, make, run, capsys):
+    """A pipe that nobody writes to, and what a disk that fails gives."""
+    path = run / name
+    path.unlink(missing_ok=True)
+    make(path)
+    assert name in refused(capsys, *reported(run))
 
 
 # The .tflite and its export.json

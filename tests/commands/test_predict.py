@@ -1,5 +1,6 @@
 """--mode=predict: classes of image files, by a run and by its .tflite."""
 
+import io
 import json
 import os
 import shutil
@@ -153,6 +154,29 @@ def test_paths_without_images(run, tmp_path, capsys):
     assert "it holds none" in refused(capsys, flag, f"--images={tmp_path}")
     with pytest.raises(UsageError, match="does not exist"):
         image_files(("nowhere",))
+    with pytest.raises(UsageError, match="/dev/zero', which is neither"):
+        image_files(("/dev/zero",))
+
+
+def test_libjpegs_notes_are_told_with_debug_only(server, one_step_run, tmp_path):
+    jpeg = io.BytesIO()
+    PIL.Image.new("L", (8, 8)).save(jpeg, "JPEG")
+    (tmp_path / "a.jpg").write_bytes(jpeg.getvalue()[:-2] + bytes(10) + jpeg.getvalue()[-2:])
+    flags = ("--mode=predict", f"--run={one_step_run.directory}", f"--images={tmp_path}")
+    assert server.start(*flags).finish()[::2] == (0, "")
+    status, _, err = server.start(*flags, "--debug").finish()
+    assert status == 0 and "extraneous bytes" in err
+
+
+def test_folders_behind_links(tmp_path):
+    (tmp_path / "all" / "deep").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.png").write_text("")
+    (tmp_path / "all" / "a.png").write_text("")
+    (tmp_path / "all" / "deep" / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "all")
+    found = [str(path.relative_to(tmp_path)) for path in image_files((str(tmp_path / "all"),))]
+    assert found == ["all/a.png", "all/deep/link/b.png"]
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "zeros"])

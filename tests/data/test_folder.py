@@ -80,6 +80,24 @@ def test_val_has_the_labels_of_train(tree):
     assert labels.numpy().tolist() == [2, 3]
 
 
+def test_links_are_followed_but_not_in_circles(tree, monkeypatch):
+    """By relative paths too, by two links that lead to each other, and beside a name like it."""
+    monkeypatch.chdir(tree)
+    for link, target in (
+        ("apes", "ape"),
+        ("zebra/lions", "../Lion"),
+        ("Lion/zebras", "../zebra"),
+        ("Lion/all", "../.."),
+    ):
+        (tree / "train" / link).symlink_to(target)
+    source = folder.open_folder(pathlib.Path(), "train")
+    circle = "is a link to a folder that holds it"
+    circles = ("Lion/all", "Lion/zebras/lions", "zebra/lions/all", "zebra/lions/zebras")
+    assert problems(source) == {f"train/{name}": circle for name in circles}
+    assert source.class_names == ("Lion", "ape", "apes", "zebra", "ünïcode class")
+    assert len(source) == 7 * (2 + 1 + 1 + 2 + 1)
+
+
 def problems(source):
     return {problem.name: problem.reason for problem in source.problems}
 

@@ -41,23 +41,25 @@ def grow(path):
     path.write_bytes(path.read_bytes() + b" ")
 
 
-# Name: the file that changes, how, and the part of the fingerprint that tells
-CHANGES = {
-    "image_folder": ("train/china/000.JPEG", grow, "file sizes"),
-    "idx": ("train-images-idx3-ubyte", lambda path: flip(path, -1), "images"),
-    "digits": ("digits/1.0.0/digits-train.tfrecord-00000-of-00001", grow, "record files"),
-}
+RECORDS = "digits/1.0.0/digits-train.tfrecord-00000-of-00001"
+# Name, the file that changes, how, and the parts of the fingerprint that tell
+CHANGES = (
+    ("image_folder", "train/china/000.JPEG", grow, {"file sizes", "contents"}),
+    ("image_folder", "train/china/000.JPEG", lambda path: flip(path, 99), {"contents"}),
+    ("idx", "train-images-idx3-ubyte", lambda path: flip(path, -1), {"images"}),
+    ("digits", RECORDS, grow, {"record files"}),
+    ("digits", RECORDS, lambda path: flip(path, 99), {"contents"}),
+)
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_files(name, directory, tmp_path):
+@pytest.mark.parametrize(("name", "file", "change", "parts"), CHANGES)
+def test_files(name, file, change, parts, directory, tmp_path):
     expected = fingerprint(name, directory)
     assert expected["examples"] == {"image_folder": 12, "idx": 20, "digits": 1437}[name]
     copy = shutil.copytree(directory, tmp_path / "elsewhere")
     assert fingerprint(name, copy) == expected
     other = fingerprint(name, copy, "val" if name == "image_folder" else "test")
     assert all(other[part] != value for part, value in expected.items() if part != "version")
-    file, change, part = CHANGES[name]
     (copy / file).touch()
     assert fingerprint(name, copy) == expected
     source = None
@@ -65,7 +67,7 @@ def test_files(name, directory, tmp_path):
         source = catalog.open_source(name, str(copy), "train", tuple("0123456789"))
     change(copy / file)
     received = source.fingerprint() if source else fingerprint(name, copy)
-    assert {key for key, value in received.items() if value != expected[key]} == {part}
+    assert {key for key, value in received.items() if value != expected[key]} == parts
 
 
 def test_the_fingerprint_is_of_what_was_there_before_examples_were_left_out(directory):

@@ -398,6 +398,27 @@ def test_a_checkpoint_that_is_not_what_was_written_gives_way_to_the_one_before(
     assert foreign.read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("table", ["metrics.csv", "measurements.csv"])
+def test_a_copy_of_a_training_goes_on_from_what_all_its_files_know(
+    table, reference, small_network, tmp_path, capsys
+):
+    """It has a checkpoint that is newer than its tables."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    lines = (run / table).read_text().splitlines()
+    rows = [line for line in lines if not line.startswith("2,2,")]  # of the last epoch
+    (run / table).write_text("\n".join(rows))
+    assert restored(load_run(run)).iteration == 15
+    err = capsys.readouterr().err
+    assert f"{run / table}: expected a row of each of the 4 epochs before checkpoint" in err
+    assert err.endswith("; it has 3; using the one before\n")
+    (run / table).write_text(lines[0])
+    names = sorted((run / "checkpoints").iterdir())
+    with pytest.raises(UsageError, match="the 3 epochs before checkpoint"):
+        restored(load_run(run))
+    assert sorted((run / "checkpoints").iterdir()) == names
+
+
 def test_without_a_good_checkpoint_the_training_begins_anew(
     reference, small_network, tmp_path, capsys
 ):

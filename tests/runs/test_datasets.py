@@ -102,6 +102,12 @@ def rename(old, new):
     return lambda folder: (folder / old).rename(folder / new)
 
 
+def other_pixels(path):
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
 def rename_class(folder):
     for split in ("train", "val"):
         rename(f"{split}/flower", f"{split}/aloe")(folder)
@@ -135,6 +141,11 @@ CHANGES = {
         add("train/china/000.JPEG", copy="train/china/002.JPEG"),
         "12 examples of train",
         "received as many with other file sizes",
+    ),
+    "file of the same name and size": (
+        lambda folder: other_pixels(folder / "train/china/000.JPEG"),
+        "12 examples of train",
+        "received as many with other contents",
     ),
     "class renamed": (rename_class, "2 classes", "received them without 'flower', with 'aloe'"),
     "class renamed in train": (

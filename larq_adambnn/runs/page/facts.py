@@ -19,7 +19,7 @@ from larq_adambnn.export.device_times import (
     published_devices,
 )
 from larq_adambnn.export.tflite import Graph
-from larq_adambnn.files import read_json, sha256
+from larq_adambnn.files import read_bytes, read_json, sha256
 from larq_adambnn.runs import examination, exporting
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
@@ -237,7 +237,7 @@ def settings(config: Config) -> list[Setting]:
 def pictures(folder: pathlib.Path, captions: Mapping[str, str]) -> list[Picture]:
     """The figures of a folder by their captions; those that are not there are left out."""
     return [
-        Picture(base64.b64encode((folder / name).read_bytes()).decode(), caption)
+        Picture(base64.b64encode(read_bytes(folder / name)).decode(), caption)
         for name, caption in captions.items()
         if (folder / name).is_file()
     ]
@@ -327,7 +327,7 @@ def _times(run: Run, config: Config, export: Description) -> tuple[str, dict[str
     device = _device(config, export, path)
     if device is None:
         return "", {}
-    graph = Graph(path.read_bytes())
+    graph = Graph(read_bytes(path))
     times = {}
     for name, layer in export.binary_convolutions.layers.items():
         if layer.operator is not None and layer.operator < len(graph.operators):
