@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from larq_adambnn.arguments import expect, function, instance, number, optional, whole
 from larq_adambnn.losses import cross_entropy
+from larq_adambnn.replicas import outputs_of
 
 __all__ = ["Distiller"]
 
@@ -126,8 +127,8 @@ class Distiller(tf.keras.Model):
 
     def test_step(self, data):
         images, labels, weights = _unpack(data)
-        logits = self.student(images, training=False)
-        target = self._target(images, labels)
+        logits = outputs_of(lambda images: self.student(images, training=False), images)
+        target = outputs_of(lambda images: self._target(images, labels), images)
         loss = self._objective(target, labels, logits, weights)
         self._measure(labels, logits, loss, weights)
         with tf.control_dependencies([self._check_labels(labels)]):

@@ -18,6 +18,7 @@ from larq_adambnn.export.workers import Worker
 from larq_adambnn.files import printable
 from larq_adambnn.machine import cores
 from larq_adambnn.progress import progress
+from larq_adambnn.replicas import outputs_of
 
 __all__ = ["Accuracy", "Guess", "classify", "evaluate", "logits"]
 
@@ -117,7 +118,7 @@ def _hits_of_model(
     first_output = _first_output(network)
 
     def hits(images, labels):
-        outputs = first_output(images)
+        outputs = outputs_of(first_output, images)
         _check_outputs(outputs, dataset.class_names)
         return _hits(outputs, labels)
 

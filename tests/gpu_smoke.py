@@ -1,7 +1,8 @@
 """A few training iterations on a GPU against the processor's: `python tests/gpu_smoke.py`.
 
 It takes some minutes, writes nothing, and prints a report to send with a question or a result.
-Without a GPU it says so, and compares the processor with itself.
+Without a GPU it says so, and compares the processor with itself, whose convolutions in float16 take
+most of the time then: a minute or two, and more where other programs run.
 """
 
 import os

@@ -54,9 +54,9 @@ def data(config: Config, dataset: Dataset) -> Facts:
         "teacher": lambda: fingerprint(config)[:_DIGITS] or "none",
     }
     if config.loss != "cross_entropy" and config.teacher not in _NAMED["teacher"]:
-        found["run of --teacher"] = lambda: _network(config.teacher)
+        found["network of --teacher"] = lambda: _network(config.teacher)
     if initial := given_run(config):
-        found["run of --init_from"] = lambda: _network(initial)
+        found["network of --init_from"] = lambda: _network(initial)
     return found
 
 
@@ -68,7 +68,7 @@ def evaluation(config: Config, directory: str, dataset: Dataset, split: str) -> 
         directory: of the run.
         dataset, split: that it is evaluated on.
     """
-    network = {"run of --run": lambda: _network(directory, config.step)}
+    network = {"network of --run": lambda: _network(directory, config.step)}
     return {**flags(config), **network, **_examples(dataset, split)}
 
 

@@ -40,7 +40,7 @@ def places(tmp_path_factory, digits_run, dataset):
 
 
 TAUGHT = ("--loss=distribution", "--teacher={run}")
-INITIAL, TEACHER = {"run of --init_from"}, {"run of --teacher"}
+INITIAL, TEACHER = {"network of --init_from"}, {"network of --teacher"}
 # Flags of the chief and of another worker, and what differs
 TRAININGS = {
     "the same": (TAUGHT, TAUGHT, set()),
@@ -89,5 +89,5 @@ def test_what_the_evaluations_of_two_workers_differ_in(places, dataset):
 
     assert differing(facts("run"), facts("copy")) == set()
     for name in ("normalization", "weights", "network"):
-        assert differing(facts("run"), facts(name)) == {"run of --run"}
+        assert differing(facts("run"), facts(name)) == {"network of --run"}
     assert differing(facts("run"), facts("run", "--split=train")) == {"--split"}

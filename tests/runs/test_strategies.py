@@ -126,6 +126,7 @@ def compare(received, expected):
     for name in VALIDATION:
         assert received[name] == pytest.approx(expected[name], rel=0, abs=1e-6)
     assert [received[name] for name in ACCURACY] == [expected[name] for name in ACCURACY]
+    np.testing.assert_allclose(received["float32"], expected["float32"], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
