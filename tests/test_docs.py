@@ -1,7 +1,10 @@
 """The documents: every program and every command in them runs, or says why it does not."""
 
+import collections
+import contextlib
 import functools
 import importlib
+import io
 import re
 import shlex
 import subprocess
@@ -32,10 +35,10 @@ PROGRAMS = [
     "docs/design.md",
     "pretrained/README.md",
 ]
-COMMANDS = {  # in this order, in one folder; and how many
-    "README.md": 3,
+# In this order, in one folder; and how many
+NEWCOMER = {"README.md": 4, "docs/guides/images.md": 3}
+COMMANDS = {
     "docs/get_started.md": 10,
-    "docs/guides/images.md": 3,
     "docs/guides/resume.md": 2,
     "docs/device_times.md": 2,
     "pretrained/README.md": 2,
@@ -50,7 +53,8 @@ FIT = documents.programs("docs/guides/fit.md")
 def test_every_block_is_run_or_says_why_not(page):
     for block in documents.blocks(page):
         assert block.language, f"expected a fence with a language: {block.text}"
-        runs_here = {"python": [*PROGRAMS, "README.md"], "bash": COMMANDS}.get(block.language, ())
+        pages = {"python": [*PROGRAMS, "README.md"], "bash": [*NEWCOMER, *COMMANDS]}
+        runs_here = pages.get(block.language, ())
         if not block.reason and block.language != "text" and page not in ELSEWHERE:
             assert page in runs_here, block.text
         if block.language == "bash":
@@ -85,15 +89,46 @@ def folder(tmp_path_factory, data_dir):
         yield folder
 
 
-@pytest.mark.parametrize("page", COMMANDS)
-def test_commands(page, folder, data_dir):
+def run_commands(page, data_dir):
     images = ["--check_images=8"]
-    count = documents.run_commands(
+    return documents.run_commands(
         page, first=[f"--data_dir={data_dir}"], training=[*SHORT, *images], others=images
     )
-    assert count == COMMANDS[page]
+
+
+@pytest.fixture(scope="module")
+def newcomer(folder, data_dir):
+    """What the commands of a newcomer's pages print, and how many there are by page."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        counts = {page: run_commands(page, data_dir) for page in NEWCOMER}
+    return out.getvalue(), counts
+
+
+def test_a_newcomers_path(newcomer, folder, browser):
+    """From an empty folder to a network of one's own photographs, in fewer than ten commands."""
+    out, counts = newcomer
+    assert counts == NEWCOMER
+    installing = [b for b in documents.blocks("README.md") if b.reason == "installs packages"]
+    assert sum(counts.values()) + sum(len(documents.command_lines(b.text)) for b in installing) < 10
+    files = [str(path.relative_to(folder)) for path in folder.glob("photos/*/*/*")]
+    predicted = collections.Counter(out.splitlines())
+    assert len(files) == 50
+    assert all(predicted[file] == (3 if file.startswith("photos/val/") else 2) for file in files)
     for name in ("quickstart", "image_folder"):
-        assert description.read(folder / "runs" / name / "export.json").file == "model.tflite"
+        run = folder / "runs" / name
+        exported = description.read(run / "export.json")
+        assert exported.check.passed and (run / exported.file).is_file()
+        assert f"Everything is in runs/{name}; begin with report.html." in out
+        browser.open(run / "report.html")
+        assert browser.messages() == []
+        assert "check passed" in browser.texts("#export .badge")
+        assert len(browser.texts(".drawn h3")) == 5
+    assert exported.class_names == sorted(photographs.NAMES)
+
+
+@pytest.mark.parametrize("page", COMMANDS)
+def test_commands(page, newcomer, data_dir):
+    assert run_commands(page, data_dir) == COMMANDS[page]
 
 
 def run(program, folder, monkeypatch):

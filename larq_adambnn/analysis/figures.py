@@ -34,7 +34,7 @@ def curves(
 
     Args:
         series: for each name an array (epochs,), or (runs, epochs) whose mean is
-            drawn with a band of one standard deviation.
+            drawn with a band of one standard deviation. A line goes on over what is NaN.
         label: of the vertical axis, with its unit.
         boundaries: epochs (counted from 1) after which a step of the training ends.
     """
@@ -45,12 +45,14 @@ def curves(
         values = np.atleast_2d(np.asarray(series[name], float))
         epochs = np.arange(1, values.shape[1] + 1)
         data[name] = mean = values.mean(axis=0)
-        marker = "o" if len(mean) == 1 else None  # a line of one point does not show
-        axes.plot(epochs, mean, color=color, marker=marker, label=name)
+        known = ~np.isnan(mean)
+        marker = "o" if known.sum() == 1 else None  # a line of one point does not show
+        axes.plot(epochs[known], mean[known], color=color, marker=marker, label=name)
         if len(values) > 1:
             spread = values.std(axis=0, ddof=1)
             data[f"{name} (standard deviation)"] = spread
-            axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2, lw=0)
+            low, high = (mean - spread)[known], (mean + spread)[known]
+            axes.fill_between(epochs[known], low, high, color=color, alpha=0.2, lw=0)
     for boundary in boundaries:
         axes.axvline(boundary + 0.5, color="grey", linestyle="--", label="step 2 begins")
     axes.set(xlabel="epoch", ylabel=label)

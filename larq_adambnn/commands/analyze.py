@@ -174,25 +174,30 @@ class _Analysis:
         series = {}
         for directory in (self.run.directory, *self.others):
             rows = Run(directory).read_metrics()
-            if rows:
-                series[self._name(directory)] = [100 * row["val_accuracy"] for row in rows]
+            values = np.array([100 * row.get("val_accuracy", np.nan) for row in rows])
+            if not np.isnan(values).all():
+                series[self._name(directory)] = values
         if len(series) > 1:
-            _, figure = figures.curves({name: np.array(values) for name, values in series.items()})
-            last = ", ".join(f"{name} {values[-1]:.2f} %" for name, values in series.items())
-            yield "compared_accuracy", f"Test accuracy by epoch. At the end: {last}.", figure
+            _, figure = figures.curves(series, label=f"{self.config.split} accuracy (%)")
+            last = ", ".join(
+                f"{name} {values[~np.isnan(values)][-1]:.2f} %" for name, values in series.items()
+            )
+            caption = f"Accuracy on the {self.config.split} images by epoch. At the end: {last}."
+            yield "compared_accuracy", caption, figure
 
     def learning_rates(self) -> Drawn:
         found: dict[str, dict[float, list[float]]] = {}
         for directory, config in {self.run.directory: self.config, **self.others}.items():
-            rows = Run(directory).read_metrics()
+            rows = Run(directory).evaluated(len(config.steps))
             same = config.dataset == self.config.dataset and config.order != "real_valued"
             if rows and same:
                 by_rate = found.setdefault(config.optimizer, {})
                 accuracy = 100 * rows[-1]["val_accuracy"]
                 by_rate.setdefault(config.learning_rate, []).append(accuracy)
         if any(len(by_rate) > 1 for by_rate in found.values()):
-            _, figure = figures.learning_rates(found)
-            yield "learning_rate", "Final test accuracy against the learning rate.", figure
+            split = self.config.split
+            _, figure = figures.learning_rates(found, label=f"{split} accuracy (%)")
+            yield "learning_rate", f"Final {split} accuracy against the learning rate.", figure
 
     # Figures 3, 4 and 5
 

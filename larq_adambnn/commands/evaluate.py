@@ -51,7 +51,9 @@ def main(config: Config) -> None:
             facts = agreement.evaluation(config, directory, dataset, split)
             strategies.agree(strategy, facts)
             with strategy.scope():
-                network = students.load_student(Run(directory), run_config, dataset, config.step)
+                network = students.load_student(
+                    Run(directory), run_config, dataset, config.step, best=config.best
+                )
             name = directory
             if strategies.is_chief(strategy):
                 strategies.say_devices(strategy, config.strategy)

@@ -19,6 +19,7 @@ _OWN = (
     "allow_float_fallback",
     "device_profile",
     "step",
+    "best",
 )
 
 

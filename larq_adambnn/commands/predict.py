@@ -54,7 +54,9 @@ def main(config: Config) -> None:
         run_config = named_run(config)
         dataset = datasets.without_images(run_config, provenance.read(Run(directory)))
         preparation, class_names = dataset.preparation, dataset.class_names
-        network = students.load_student(Run(directory), run_config, dataset, config.step)
+        network = students.load_student(
+            Run(directory), run_config, dataset, config.step, best=config.best
+        )
     with naming(config.tflite):
         guesses = inference.classify(network, files, preparation, class_names)
     found = list(zip(map(printable, files), guesses, strict=True))

@@ -37,7 +37,12 @@ __all__ = [
 ]
 
 # Of the .json of a run's files
-_INFO_NAMES = ("export", "export_int8", "export_step1", "export_step1_int8")
+_INFO_NAMES = tuple(
+    f"export{step}{best}{int8}"
+    for step in ("", "_step1")
+    for best in ("", "_best")
+    for int8 in ("", "_int8")
+)
 _MOST_BYTES = 2**26  # of a .json that may be about a .tflite
 _RESIZE_RATIO = 256 / 224  # of the shorter side to the crop, as `data.augmentation` has it
 
@@ -151,7 +156,14 @@ class Accuracy:
 
 
 # Fields of a Description that its JSON has only where they apply
-_LEFT_OUT = ("stays_float32", "calibrated_on", "step", "weights_sha256", "selftest_sha256")
+_LEFT_OUT = (
+    "stays_float32",
+    "calibrated_on",
+    "step",
+    "epoch",
+    "weights_sha256",
+    "selftest_sha256",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +189,7 @@ class Description:
         stays_float32: of an int8 file, the binary convolutions that give float32.
         calibrated_on: of an int8 file, the images of its ranges.
         step: of a run's network, the step whose end it is.
+        epoch: of that step, whose end it is instead: its best one.
         weights_sha256: of the file with that network's weights.
         selftest_sha256: of the file with the self-test.
         complexity: the work of one image.
@@ -202,6 +215,7 @@ class Description:
     stays_float32: list[str] | None = None
     calibrated_on: str | None = None
     step: int | None = None
+    epoch: int | None = None
     weights_sha256: str | None = None
     selftest_sha256: str | None = None
     complexity: Complexity | None = None

@@ -68,7 +68,7 @@ def evaluation(config: Config, directory: str, dataset: Dataset, split: str) -> 
         directory: of the run.
         dataset, split: that it is evaluated on.
     """
-    network = {"network of --run": lambda: _network(directory, config.step)}
+    network = {"network of --run": lambda: _network(directory, config.step, config.best)}
     return {**flags(config), **network, **_examples(dataset, split)}
 
 
@@ -88,20 +88,20 @@ def _examples(dataset: Dataset, *splits: str) -> Facts:
     return found
 
 
-def _network(directory: str, step: int = 0) -> str:
+def _network(directory: str, step: int = 0, best: bool = False) -> str:
     """What is read of a finished run: the flags and the data of its network, and its weights."""
     run, config = Run(directory), load_run(directory)
     data = datasets.without_images(config, provenance.read(run))
     settings = [fact() for fact in flags(config).values()]
-    weights = _sum(run.weights(step or run.last_step()))
+    weights = _sum(run.weights(step or run.last_step(), best=best))
     return _short(repr([settings, data.class_names, data.preparation, weights]))
 
 
 def directory(run: Run) -> Facts:
     """What is in the directory of a run before it goes on."""
     newest = max((path.name for path in run.checkpoints.glob("[0-9]*.npz")), default="none")
-    files = [run.flags, run.data, run.left_out, run.metrics, run.best_weights]
-    files += [run.weights(1), run.weights(2)]
+    files = [run.flags, run.data, run.left_out, run.metrics]
+    files += [run.weights(step, best=best) for step in (1, 2) for best in (False, True)]
     return {
         "newest checkpoint in --output_dir": lambda: newest,
         **{f"{path.name} in --output_dir": lambda path=path: _sum(path) for path in files},

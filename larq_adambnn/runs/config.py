@@ -117,13 +117,18 @@ class Config:
         "test",
         "Split to evaluate on, and to compare a .tflite with Keras on: test (where there is none, "
         "validation), validation, train, or a part of a TFDS split such as train[90%:]. A training "
-        "is evaluated on it after each epoch, and --reload_best chooses by it.",
+        "is evaluated on it (see --validate_every), and its best weights are chosen by it.",
     )
     step: int = _task(
         0,
         "Step of the run to evaluate, predict with or export; 0: the last that is finished.",
         lower=0,
         upper=2,
+        defines_run=False,
+    )
+    best: bool = _task(
+        False,
+        "Take the weights of that step's best epoch on --split, not those of its end.",
         defines_run=False,
     )
     eval_batch_size: int = _task(
@@ -388,6 +393,12 @@ class Config:
         "Iterations between checkpoints, besides those at each epoch; 0: none.",
         lower=0,
         defines_run=False,
+    )
+    validate_every: int = _run(
+        1,
+        "Epochs from one evaluation on --split to the next; the last of a step is always "
+        "evaluated.",
+        lower=1,
     )
     snapshots: int = _run(
         2,
@@ -654,11 +665,13 @@ def check(config: Config) -> Config:
             bool(config.run or config.output_dir or (config.tflite and mode != "export")),
             f"--run: expected the directory of a run to {mode}",
         )
-    _require(
-        not config.step or (mode in ("evaluate", "predict", "export") and not config.tflite),
-        "--step: only --mode=evaluate, predict and export of a run take it; received "
-        f"{config.step} with {'--tflite' if config.tflite else f'--mode={mode}'}",
-    )
+    for name in ("step", "best"):
+        value = getattr(config, name)
+        _require(
+            not value or (mode in ("evaluate", "predict", "export") and not config.tflite),
+            f"--{name}: only --mode=evaluate, predict and export of a run take it; received "
+            f"{value} with {'--tflite' if config.tflite else f'--mode={mode}'}",
+        )
     if mode == "predict":
         _require(bool(config.images), "--images: expected image files or folders; received none")
     _require(

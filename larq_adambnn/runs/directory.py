@@ -48,8 +48,9 @@ COLUMNS = (
     "gradient_norm",
     "update_size",
 )
-# What every row has
-_REQUIRED = ("step", "epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds")
+# What every row has, and what it has of an epoch that was followed by an evaluation
+_REQUIRED = ("step", "epoch", "loss", "accuracy", "seconds")
+_EVALUATION = ("val_loss", "val_accuracy")
 
 
 class Run:
@@ -66,7 +67,6 @@ class Run:
         self.metrics = self.directory / "metrics.csv"
         self.tensorboard = self.directory / "tensorboard"
         self.checkpoints = self.directory / "checkpoints"
-        self.best_weights = self.checkpoints / "step1.best.weights.h5"
         self.tflite = self.directory / "model.tflite"
         self.export = self.directory / "export.json"
         self.tflite_int8 = self.directory / "model_int8.tflite"
@@ -83,14 +83,18 @@ class Run:
         self.devices = self.directory / "devices.txt"
         self._taken: tuple | None = None  # what `_identity` was when this process took it
 
-    def weights(self, step: int) -> pathlib.Path:
-        """The student's weights at the end of a step (1 or 2), in Keras's HDF5 format."""
-        return self.checkpoints / f"step{step}.weights.h5"
+    def weights(self, step: int, *, best: bool = False) -> pathlib.Path:
+        """The student's weights at the end of a step (1 or 2), or its best, in Keras's HDF5."""
+        return self.checkpoints / f"step{step}{'.best' if best else ''}.weights.h5"
 
-    def exported(self, step: int, *, int8: bool = False) -> pathlib.Path:
+    def exported(self, step: int, *, best: bool = False, int8: bool = False) -> pathlib.Path:
         """The .tflite of a step: model.tflite of the last one, and model_int8.tflite."""
-        of_step = "" if step in (0, self.last_step()) else f"_step{step}"
-        return self.directory / f"model{of_step}{'_int8' if int8 else ''}.tflite"
+        parts = {
+            f"_step{step}": step not in (0, self.last_step()),
+            "_best": best,
+            "_int8": int8,
+        }
+        return self.directory / f"model{''.join(p for p, has in parts.items() if has)}.tflite"
 
     def last_step(self) -> int:
         """The last finished step: 2, 1, or 0 when there is none."""
@@ -118,10 +122,34 @@ class Run:
             UsageError: the file holds something else.
         """
         rows = read_rows(self.metrics, required=_REQUIRED, known=COLUMNS)
+        for number, row in enumerate(rows, start=1):
+            if len({bool(row.get(column)) for column in _EVALUATION}) > 1:
+                raise UsageError(
+                    f"{self.metrics}: expected {' and '.join(_EVALUATION)}, or neither; row "
+                    f"{number} has one of them"
+                )
         try:
             return [{key: float(value) for key, value in row.items() if value} for row in rows]
         except ValueError as error:
             raise UsageError(f"{self.metrics}: expected numbers: {error}") from None
+
+    def evaluated(self, step: int) -> list[dict[str, float]]:
+        """The rows of metrics.csv of a step's epochs that were followed by an evaluation.
+
+        Raises:
+            UsageError: as `read_metrics`.
+        """
+        rows = self.read_metrics()
+        return [row for row in rows if row["step"] == step and "val_accuracy" in row]
+
+    def best(self, step: int) -> dict[str, float] | None:
+        """The row of the epoch that a step's best weights are of, if these are kept.
+
+        Raises:
+            UsageError: as `read_metrics`.
+        """
+        rows = self.evaluated(step) if self.weights(step, best=True).is_file() else []
+        return max(rows, key=lambda row: row["val_accuracy"], default=None)
 
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
         """Replaces metrics.csv, whole or not at all."""

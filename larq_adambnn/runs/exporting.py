@@ -64,7 +64,7 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
     """Writes the .tflite of a finished run and what is known about it as JSON.
 
     These are model.tflite, model.selftest.bin and export.json; with --int8 model_int8.tflite and
-    so on, and of a step before the last model_step1.tflite.
+    so on, of a step before the last model_step1.tflite, and of its best weights model_best.tflite.
 
     Args:
         run: where the weights are.
@@ -80,12 +80,12 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
             not converted (and that is not allowed).
     """
     step = config.step or run.last_step()
-    path = run.exported(step, int8=config.int8)
+    path = run.exported(step, best=config.best, int8=config.int8)
     boards = devices(config, path)
     note = ""
     if dataset is None:
         dataset, note = _open(run, config)
-    student = students.load_student(run, config, dataset, step)
+    student = students.load_student(run, config, dataset, step, best=config.best)
     images, labels = _check_images(config, dataset, note)
     try:
         exported = export.export(
@@ -110,8 +110,12 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
     except ValueError as error:
         reason = str(error).replace("allow_float_fallback", "--allow_float_fallback")
         raise UsageError(f"--mode=export: {run.directory}: {reason}") from error
+    epoch = run.best(step) if config.best else None
     description = dataclasses.replace(
-        exported.description, step=step, weights_sha256=sha256(run.weights(step))
+        exported.description,
+        step=step,
+        epoch=int(epoch["epoch"]) if epoch else None,
+        weights_sha256=sha256(run.weights(step, best=config.best)),
     )
     with run.replace(path) as temporary:
         temporary.write_bytes(exported.tflite)

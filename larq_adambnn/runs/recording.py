@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.hparams import api_pb2, summary
 
 from larq_adambnn import callbacks
 from larq_adambnn.callbacks.measurements import binary_kernels
@@ -14,6 +16,7 @@ from larq_adambnn.files import naming, read_rows, write_rows
 from larq_adambnn.runs import strategies
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.usage import flag_text
 from larq_adambnn.weights import check_finite
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "Curves",
     "Recorder",
     "Snapshot",
+    "evaluated",
     "position",
     "read_layers",
     "snapshots",
@@ -42,9 +46,12 @@ LAYER_COLUMNS = (
     "update_size",
 )
 
+# Columns of metrics.csv that TensorBoard's HParams shows beside a run's settings
+_RESULTS = ("val_accuracy", "val_top5_accuracy", "val_loss", "accuracy", "loss")
+
 
 class Curves:
-    """TensorBoard's curves of a run, which the chief writes."""
+    """TensorBoard's curves of a run and what its HParams shows, which the chief writes."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -56,9 +63,25 @@ class Curves:
         event = tf.compat.v1.Summary()
         for name, value in values.items():
             event.value.add(tag=name, simple_value=value)
+        self._write(epoch, event)
+
+    def begin(self, config: Config) -> None:
+        """Writes the settings that make the run what it is; of a resumed run the first count."""
+        settings = {name: getattr(config, name) for name in config.defining()}
+        texts = {k: flag_text(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+        names = [hparams.HParam(name) for name in settings]
+        results = [hparams.Metric(name) for name in _RESULTS]
+        self._write(0, hparams.hparams_config_pb(names, results), hparams.hparams_pb(texts))
+
+    def end(self) -> None:
+        """Writes that the training came to its end."""
+        self._write(0, summary.session_end_pb(api_pb2.STATUS_SUCCESS))
+
+    def _write(self, epoch: int, *events) -> None:
         self.run.check()
         with naming(self.run.tensorboard, tf.errors.OpError), self._writer.as_default(step=epoch):
-            tf.summary.experimental.write_raw_pb(event.SerializeToString())
+            for event in events:
+                tf.summary.experimental.write_raw_pb(event.SerializeToString())
             self._writer.flush()
 
     def close(self) -> None:
@@ -93,6 +116,21 @@ def position(epoch: int, epochs: Sequence[int]) -> tuple[int, int]:
         epoch -= epochs[step]
         step += 1
     return step + 1, epoch + 1
+
+
+def evaluated(epochs: Sequence[int], every: int) -> list[int]:
+    """The epochs of the training, from 1, that are followed by an evaluation.
+
+    Args:
+        epochs: those of each step.
+        every: from one evaluation of a step to the next; the last epoch of each has one too.
+    """
+    return [
+        epoch
+        for epoch in range(1, sum(epochs) + 1)
+        for step, in_step in [position(epoch - 1, epochs)]
+        if in_step % every == 0 or in_step == epochs[step - 1]
+    ]
 
 
 class Recorder(tf.keras.callbacks.Callback):

@@ -37,7 +37,7 @@ def table(run: Run, config: Config, seconds: float | None = None) -> str:
 
 def _rows(run: Run, config: Config) -> list[tuple[str, str, str, str]]:
     """The rows of `table`, the headings first."""
-    rows = [("network", "test top-1", "size", "time")]
+    rows = [("network", f"{config.split} top-1", "size", "time")]
     teacher = Run(run.directory / "teacher")
     if teacher.metrics.exists():
         rows.append(_row("teacher (real-valued)", teacher, 1))
@@ -88,11 +88,25 @@ def _row(name: str, run: Run, step: int) -> tuple[str, str, str, str]:
     rows = [row for row in run.read_metrics() if row["step"] == step]
     if not rows:
         return (name, "", "", "")
+    evaluated = run.evaluated(step)
     return (
         name,
-        f"{100 * rows[-1]['val_accuracy']:.2f} %",
+        f"{100 * evaluated[-1]['val_accuracy']:.2f} %" if evaluated else "",
         _size(run.weights(step).stat().st_size) if run.weights(step).is_file() else "",
         f"{sum(row['seconds'] for row in rows):.0f} s",
+    )
+
+
+def _best(run: Run, config: Config) -> str:
+    """One sentence on the best weights of the last step that is finished, if they are kept."""
+    step = run.last_step()
+    row = run.best(step)
+    if row is None:
+        return ""
+    return (
+        f"Best weights of step {step}: after epoch {row['epoch']:.0f}, with {config.split} top-1 "
+        f"{100 * row['val_accuracy']:.2f} %. They were chosen by these images; on others expect "
+        "less. --best evaluates and exports them."
     )
 
 
@@ -123,6 +137,7 @@ def write(run: Run, config: Config) -> None:
         "",
         table(run, config),
         "",
+        *((best, "") if (best := _best(run, config)) else ()),
         *(f"![{path.stem}](plots/{path.name})" for path in plots),
     ]
     if run.devices.exists():
@@ -139,6 +154,7 @@ def write(run: Run, config: Config) -> None:
         run,
         config,
         results=_rows(run, config),
+        best=_best(run, config),
         exports=exports,
         plots={entry.plot: entry.caption for entry in analyses},
         left_out=left_out,
@@ -168,11 +184,11 @@ def _left_out(left_out: Mapping[str, Sequence[Problem]]) -> list[str]:
 
 
 def _curves(run: Run, config: Config, name: str, factor: float, label: str) -> pathlib.Path:
-    """Training and test curves over the epochs of all steps, as a PNG."""
+    """Curves of the training and of --split over the epochs of all steps, as a PNG."""
     rows = run.read_metrics()
     series = {
-        "training": np.array([factor * row[name] for row in rows]),
-        "test": np.array([factor * row[f"val_{name}"] for row in rows]),
+        kind: np.array([factor * row.get(column, np.nan) for row in rows])
+        for kind, column in (("training", name), (config.split, f"val_{name}"))
     }
     ends = [step * config.epochs for step in range(1, len(config.steps))]
     _, figure = figures.curves(series, label=label, boundaries=ends)

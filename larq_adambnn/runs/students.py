@@ -63,6 +63,7 @@ def load_student(
     dataset: Dataset,
     step: int = 0,
     *,
+    best: bool = False,
     into: tf.keras.Model | None = None,
 ) -> tf.keras.Model:
     """The trained student of a run at the end of a step, by default its last.
@@ -70,6 +71,7 @@ def load_student(
     Args:
         run, config, dataset: what was trained.
         step: 1 or 2; 0 is the last that is finished.
+        best: that of its best epoch instead.
         into: a student of the config whose weights are not needed any more; building one
             takes seconds.
 
@@ -77,13 +79,14 @@ def load_student(
         UsageError: that step is not finished, or its file cannot be read.
     """
     last = run.last_step()
-    path = run.weights(step or last)
+    path = run.weights(step or last, best=best)
     if not last:
         raise UsageError(f"--run: expected a run with a finished step; {run.directory} has none")
     if not path.is_file():
+        flag, kind = ("best", "step with its best weights") if best else ("step", "finished step")
         raise UsageError(
-            f"--step: expected a finished step of {run.directory}; received {step}, whose weights "
-            f"({path.name}) are not there"
+            f"--{flag}: expected a {kind} of {run.directory}; received {step or last}, whose "
+            f"weights ({path.name}) are not there"
         )
     student = into or build_student(config, dataset)
     _load_weights(student, path, "run")

@@ -170,7 +170,7 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher=None, notes=()) -> 
     done = checkpoint.restore(model)
     first_epoch = done // dataset.iterations_per_epoch
     if config.reload_best and first_epoch and done <= epochs[0] * dataset.iterations_per_epoch:
-        weights.check(run.best_weights)
+        weights.check(run.weights(1, best=True))
     if done:
         print(
             f"resuming after {first_epoch} of {sum(epochs)} epochs (iteration {done})", flush=True
@@ -184,6 +184,7 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher=None, notes=()) -> 
             epochs=sum(epochs),
             initial_epoch=first_epoch,
             steps_per_epoch=dataset.iterations_per_epoch,
+            validation_freq=recording.evaluated(epochs, config.validate_every),
             callbacks=[*others, *shown, checkpoint],
             verbose=1 if bar else 0,
         )
@@ -294,7 +295,7 @@ def _recipe(config: Config, run: Run, epochs: tuple[int, ...]) -> list[tf.keras.
     if len(epochs) == 2:
         decays[epochs[0]] = config.weight_decay[1]
         first, second = config.steps
-        best = str(run.best_weights) if config.reload_best else None
+        best = str(run.weights(1, best=True)) if config.reload_best else None
         recipe.append(callbacks.TwoStepSwitch(epochs[0], first=first, second=second, reload=best))
     if config.order == "progressive":
         recipe.append(callbacks.ProgressiveWeights(epochs[0]))
@@ -338,28 +339,29 @@ class _Log(tf.keras.callbacks.Callback):
         if self._rows is None:  # rows after the checkpoint that was resumed are made again
             self._rows = self.run.read_metrics()[:epoch]
             self._curves = recording.Curves(self.run) if self._chief else None
+            if self._curves is not None:
+                self._curves.begin(self.config)
         self._earlier = 0.0
         self._start = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
         step, in_step = recording.position(epoch, self.epochs)
         row = self._row(logs, step, in_step)
-        best = row["val_accuracy"] > max(
-            (earlier["val_accuracy"] for earlier in self._rows if earlier["step"] == step),
-            default=-1.0,
-        )
+        accuracies = [r.get("val_accuracy", -1.0) for r in self._rows if r["step"] == step]
+        best = row.get("val_accuracy", -1.0) > max(accuracies, default=-1.0)
         self._rows.append(row)
         if self._chief:
             self.run.write_metrics(self._rows)
             self._curves.write(epoch, row)
             self._print(row)
-        if self.config.reload_best and step == 1 and best:
-            self.save_weights(self.run.best_weights)
+        if best and (step == len(self.epochs) or self.config.reload_best):
+            self.save_weights(self.run.weights(step, best=True))
         if in_step == self.epochs[step - 1] and step < len(self.epochs):
             self.save_weights(self.run.weights(step))
 
     def on_train_end(self, logs=None):
         if self._curves is not None:
+            self._curves.end()
             self._curves.close()
 
     def _row(self, logs, step: int, in_step: int) -> dict[str, float]:
@@ -376,14 +378,17 @@ class _Log(tf.keras.callbacks.Callback):
 
     def _print(self, row: dict[str, float]) -> None:
         binary = any(self.config.steps[row["step"] - 1])
-        print(
-            f"{'step ' + str(row['step']) if binary else 'real-valued'}  "
-            f"epoch {row['epoch']}/{self.epochs[row['step'] - 1]}  "
-            f"loss {row['loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
-            f"test loss {row['val_loss']:.4f}  test accuracy {100 * row['val_accuracy']:.2f} %  "
-            f"{row['seconds']:.1f} s",
-            flush=True,
-        )
+        parts = [
+            f"{'step ' + str(row['step']) if binary else 'real-valued'}",
+            f"epoch {row['epoch']}/{self.epochs[row['step'] - 1]}",
+        ]
+        for prefix, split in (("", ""), ("val_", f"{self.config.split} ")):
+            if f"{prefix}loss" in row:
+                parts += [
+                    f"{split}loss {row[f'{prefix}loss']:.4f}",
+                    f"{split}accuracy {100 * row[f'{prefix}accuracy']:.2f} %",
+                ]
+        print(*parts, f"{row['seconds']:.1f} s", sep="  ", flush=True)
 
     def save_weights(self, path: pathlib.Path) -> None:
         """Saves the student; every worker takes part in reading, the chief writes."""

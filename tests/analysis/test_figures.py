@@ -75,6 +75,14 @@ def assert_legible(figure):
     assert figure.legends or all(isinstance(a.get_legend(), Legend) for a in labelled)
 
 
+def test_a_line_goes_on_over_epochs_without_a_value():
+    data, figure = analysis.curves({"a": np.array([[np.nan, 2.0, np.nan, 4.0]] * 2)})
+    (line, *_), (band,) = figure.axes[0].lines, figure.axes[0].collections
+    assert line.get_xydata().tolist() == [[2, 2], [4, 4]]
+    assert np.isfinite(band.get_paths()[0].vertices).all()
+    np.testing.assert_array_equal(data["a"], [np.nan, 2, np.nan, 4])
+
+
 def test_directions_have_the_norms_of_the_filters():
     weights = trainable(build())
     directions = analysis.filter_normalized(weights, seed=0)

@@ -94,25 +94,30 @@ def test_one_process_opens_a_file(json, run, data_dir, tmp_path, capsys, monkeyp
     assert len(opened) == 1
 
 
-def test_the_step_before_the_last(run, data_dir, tmp_path, capsys):
-    """Its weights are real-valued then binary ones of another training; both stay apart."""
+def test_the_step_before_the_last_and_the_best_weights(run, data_dir, tmp_path, capsys):
+    """They are binary ones of another training, the last ones are random; all stay apart."""
     both = tmp_path / "both"
     flags = ("--dataset=digits", f"--data_dir={data_dir}", "--order=weights_first")
     exports.make_run(both, *flags)
     assert "--step: expected a finished step" in refused(capsys, f"--run={both}", "--step=1")
-    shutil.copy(run / "checkpoints" / "step2.weights.h5", both / "checkpoints/step1.weights.h5")
-    first, last = (evaluated(capsys, f"--run={both}", f"--step={step}") for step in (1, 0))
-    assert first[2] != last[2]
-    flags = ("--mode=export", f"--run={both}", "--step=1", "--allow_float_fallback")
-    assert main.main([*flags, "--check_images=360"]) == 0
-    out = capsys.readouterr().out
-    assert "top-1 of Keras" in out and out.count("devices: CPU (") == 1
-    assert not (both / "model.tflite").exists()
-    file = both / "model_step1.tflite"
-    assert evaluated(capsys, f"--tflite={file}", f"--data_dir={data_dir}", "--dataset=digits")[
-        2:4
-    ] == pytest.approx(first[2:4], abs=100 / 360)
-    assert "--step: only" in refused(capsys, f"--tflite={file}", f"--run={both}", "--step=1")
+    assert "--best: expected a step with its best" in refused(capsys, f"--run={both}", "--best")
+    for name in ("step1.weights.h5", "step2.best.weights.h5"):
+        shutil.copy(run / "checkpoints" / "step2.weights.h5", both / "checkpoints" / name)
+    last, trained = (evaluated(capsys, f"--run={directory}") for directory in (both, run))
+    for flag, name in (("--step=1", "model_step1.tflite"), ("--best", "model_best.tflite")):
+        found = evaluated(capsys, f"--run={both}", flag)
+        assert found[2] != last[2]
+        assert (found[2:] == trained[2:]) == (flag == "--best")
+        flags = ("--mode=export", f"--run={both}", flag, "--allow_float_fallback")
+        assert main.main([*flags, "--check_images=36"]) == 0
+        out = capsys.readouterr().out
+        assert "top-1 of Keras" in out and out.count("devices: CPU (") == 1
+        assert not (both / "model.tflite").exists()
+        file = both / name
+        of_file = (f"--tflite={file}", f"--data_dir={data_dir}", "--dataset=digits")
+        assert evaluated(capsys, *of_file)[2:4] == pytest.approx(found[2:4], abs=100 / 360)
+        asked = flag.split("=")[0]
+        assert f"{asked}: only" in refused(capsys, f"--tflite={file}", f"--run={both}", flag)
 
 
 def refused(capsys, *flags):

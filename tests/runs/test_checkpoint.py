@@ -53,6 +53,8 @@ def assert_same_end(run, reference):
     assert received.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(received[name], expected[name], err_msg=name)
+    best = "checkpoints/step2.best.weights.h5"
+    assert (run / best).read_bytes() == (reference / best).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,7 @@ def test_killed_after_any_write_of_the_end_ends_like_the_undisturbed_run(
 ):
     """A kill leaves what was written until then, which copies of the run show."""
     run, copies = tmp_path / "run", tmp_path / "copies"
-    flags = ("--loss=cross_entropy", "--reload_best")
+    flags = ("--loss=cross_entropy", "--reload_best", "--validate_every=2")
     environment = {"COPIES_OF": str(run), "COPIES_IN": str(copies)}
     process = server.start(*flags_of(run, data_dir, *flags), environment=environment)
     status, _, err = process.finish()
@@ -146,6 +148,7 @@ def test_killed_after_any_write_of_the_end_ends_like_the_undisturbed_run(
     last_epoch = max(i for i, name in enumerate(names) if name == "metrics.csv")
     assert names[last_epoch:] == [
         "metrics.csv",
+        "step2.best.weights.h5",
         "step2_epoch0002.npz",
         "measurements.csv",
         "000000016.npz",
@@ -156,7 +159,7 @@ def test_killed_after_any_write_of_the_end_ends_like_the_undisturbed_run(
         "report.md",
         "report.html",
     ]
-    for state in (states[end_of_step1], *states[last_epoch : last_epoch + 5]):
+    for state in (states[end_of_step1], *(states[last_epoch + i] for i in (0, 1, 3, 4, 5))):
         status, _, err = start(state, data_dir, *flags).finish()
         assert status == 0, err
         assert_same_end(state, run)

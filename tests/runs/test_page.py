@@ -119,6 +119,7 @@ def test_curves_show_values_under_the_pointer_and_choose_a_run(made, one_step_ru
             strict=True,
         )
     )
+    assert list(told) == ["epoch", "run, test", "run, training"]  # which the other run has not
     assert told["epoch"] == "6"
     assert float(told["run, test"]) == pytest.approx(100 * rows[-1]["val_accuracy"], rel=1e-4)
     assert float(told["run, training"]) == pytest.approx(100 * rows[-1]["accuracy"], rel=1e-4)

@@ -6,6 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import read_rows
@@ -51,6 +55,41 @@ def test_metrics_and_layers_have_their_curves_for_tensorboard(two_step_run):
         if row["layer"] == "block2_conv3x3"
     ]
     np.testing.assert_allclose(list(curves["sdam/block2_conv3x3"].values()), of_layer, rtol=1e-6)
+
+
+def test_tensorboards_hparams_have_the_settings_and_the_results(two_step_run, one_step_run):
+    """As TensorBoard itself reads them, of a run, its teacher and another run."""
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    for run in (two_step_run, one_step_run):
+        multiplexer.AddRunsFromDirectory(str(run.directory), run.directory.name)
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, "")
+    context = backend_context.Context(TBContext(data_provider=provider))
+    every = api_pb2.Status.values()
+    request = api_pb2.ListSessionGroupsRequest(slice_size=10, allowed_statuses=every)
+    found = list_session_groups.Handler(RequestContext(), context, "", request).run()
+    sessions = {group.sessions[0].name: group for group in found.session_groups}
+    assert set(sessions) == {
+        "two_step_run/tensorboard",
+        "two_step_run/teacher/tensorboard",
+        "one_step_run/tensorboard",
+    }
+    for run in (two_step_run, one_step_run):
+        group = sessions[f"{run.directory.name}/tensorboard"]
+        config = load_run(run.directory)
+        assert set(group.hparams) == set(config.defining())
+        assert group.hparams["learning_rate"].number_value == config.learning_rate
+        assert group.hparams["order"].string_value == config.order
+        assert group.hparams["flip"].bool_value is False
+        assert group.hparams["weight_decay"].string_value == "5e-06,0.0"
+        (session,) = group.sessions
+        assert session.status == api_pb2.STATUS_SUCCESS
+        last = run.read_metrics()[-1]
+        results = {value.name.tag: value.value for value in session.metric_values}
+        assert results == {
+            name: pytest.approx(last[name], rel=1e-6)
+            for name in ("val_accuracy", "val_top5_accuracy", "val_loss", "accuracy", "loss")
+        }
 
 
 def test_snapshots_are_the_weights_at_the_start_and_at_the_ends_of_a_step(two_step_run, data_dir):

@@ -1,5 +1,6 @@
 """report.html of a study."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -80,7 +81,7 @@ def _spread(values: np.ndarray) -> float:
 
 def _curves(runs: Sequence[Config]) -> list[list[float]]:
     every = (Run(run.output_dir).read_metrics() for run in runs)
-    return [[100 * row["val_accuracy"] for row in rows] for rows in every if rows]
+    return [[100 * row.get("val_accuracy", math.nan) for row in rows] for rows in every if rows]
 
 
 def _rates(

@@ -169,7 +169,7 @@ def _finished(config: Config) -> bool:
 
 
 def _result(config: Config) -> str:
-    rows = Run(config.output_dir).read_metrics()
     if not _finished(config):
         return "diverged"
-    return f"validation accuracy {100 * rows[-1]['val_accuracy']:.2f} %"
+    rows = Run(config.output_dir).evaluated(len(config.steps))
+    return f"validation accuracy {100 * rows[-1]['val_accuracy']:.2f} %" if rows else "finished"

@@ -11,6 +11,7 @@ from larq_adambnn.analysis import figures, style
 from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
 from larq_adambnn.commands.study import page
 from larq_adambnn.commands.study.matrices import CLAIMS, SWEEPS, Row
+from larq_adambnn.errors import UsageError
 from larq_adambnn.files import read_rows, replace_file, write_rows
 from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import Config
@@ -181,10 +182,13 @@ def _measure(study: Config, row: Row, config: Config, dataset) -> dict:
     if run.last_step() < len(config.steps):
         return {**line, "status": "diverged"}
     last_step = [epoch for epoch in metrics if epoch["step"] == len(config.steps)]
+    accuracies = [epoch["val_accuracy"] for epoch in run.evaluated(len(config.steps))]
+    if not accuracies:
+        raise UsageError(f"{run.metrics}: expected an evaluation in the last step; it has none")
     line |= {
         "status": "finished",
-        "validation": 100 * last_step[-1]["val_accuracy"],
-        "validation_best": 100 * max(epoch["val_accuracy"] for epoch in last_step),
+        "validation": 100 * accuracies[-1],
+        "validation_best": 100 * max(accuracies),
     }
     if _is_sweep(study.study):
         return line
@@ -326,7 +330,7 @@ def _plots(config: Config, runs, measured, dataset):
         series = {
             select(name): np.array(
                 [
-                    [factor * row[column] for row in Run(run.output_dir).read_metrics()]
+                    [factor * row.get(column, np.nan) for row in Run(run.output_dir).read_metrics()]
                     for run in finished[name]
                 ]
             )

@@ -103,6 +103,8 @@ class RunFacts:
         directory: of the run.
         headline: the result in one line.
         results: the table of report.md.
+        best: which epoch's weights are the best, in one sentence; empty if none are kept.
+        devices: that trained it, one after the other.
         split: that is evaluated.
         metrics: the rows of metrics.csv by run, this one first, then those it is compared with.
         layers: the binary layers in the network's order.
@@ -119,6 +121,8 @@ class RunFacts:
     directory: str
     headline: str
     results: Rows
+    best: str
+    devices: Sequence[str]
     split: str
     metrics: Mapping[str, Metrics]
     layers: Sequence[Layer]
@@ -169,6 +173,7 @@ def gather(
     config: Config,
     *,
     results: Rows,
+    best: str,
     exports: Sequence[Description],
     plots: Mapping[str, str],
     left_out: Mapping[str, Sequence[Problem]],
@@ -178,6 +183,7 @@ def gather(
     Args:
         run, config: the run.
         results: the table of report.md.
+        best: which epoch's weights are the best.
         exports: what is known about its .tflite files.
         plots: captions of the figures in plots/ by file name.
         left_out: what was left out of the data set, by split.
@@ -213,6 +219,8 @@ def gather(
         directory=str(run.directory),
         headline=_headline(rows, config.split, first),
         results=results,
+        best=best,
+        devices=run.read_devices(),
         split=config.split,
         metrics=metrics,
         layers=list(_layers(measured, examined, first, times)),
@@ -254,12 +262,15 @@ def _headline(rows: Metrics, split: str, export: Description | None) -> str:
         if not export.check.passed:
             line += " But it does not compute what the network computes."
         return line
-    if rows:
-        return (
-            f"{100 * rows[-1]['val_accuracy']:.2f} % of the {split} images are named right after "
-            f"{len(rows)} epochs."
-        )
-    return "The weights of this network come from elsewhere."
+    if not rows:
+        return "The weights of this network come from elsewhere."
+    for number, row in reversed(list(enumerate(rows, start=1))):
+        if "val_accuracy" in row:
+            return (
+                f"{100 * row['val_accuracy']:.2f} % of the {split} images are named right after "
+                f"{number} epochs."
+            )
+    return f"Trained for {len(rows)} epochs, and not evaluated yet."
 
 
 def _compared(run: Run, taken: Mapping[str, Metrics]) -> dict[str, Metrics]:

@@ -17,7 +17,10 @@ for (const figure of document.querySelectorAll("figure.drawn")) {
   const names = spec.usermeta?.names ?? {};
   const row = ([key, value]) =>
     `<tr><td class="key">${escaped(names[key] ?? key)}</td><td class="value">${escaped(value)}</td></tr>`;
-  const tooltip = { formatTooltip: value => `<table>${Object.entries(value).map(row).join("")}</table>` };
+  const has = ([key, value]) => !(key in names) || value !== "NaN"; // a line without this epoch
+  const tooltip = {
+    formatTooltip: value => `<table>${Object.entries(value).filter(has).map(row).join("")}</table>`,
+  };
   const options = { renderer: "svg", actions: false, config, tooltip };
   vegaEmbed(figure.querySelector(".canvas"), spec, options)
     .then(() => figure.dataset.state = "drawn");

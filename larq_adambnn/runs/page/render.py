@@ -35,7 +35,7 @@ _COLUMNS = {
     "update_size": "size of the updates",
     "learning_rate": "learning rate",
     "weight_decay": "weight decay",
-    "val_top5_accuracy": "test top-5 accuracy",
+    "val_top5_accuracy": "top-5 accuracy of the split that is evaluated",
     "images_per_second": "images per second",
     "seconds": "seconds an epoch",
 }
