@@ -27,6 +27,7 @@ _ONE_SCALE = {
     *("ResizeNearestNeighbor", "ReverseV2", "Slice", "SpaceToDepth", "Split", "SplitV", "Squeeze"),
     *("StridedSlice", "Tile", "Transpose", "Unpack"),
 }
+_STEPS = 16  # of 256, which a channel of a concatenation should have
 _SIGN_STEPS = 8  # so much finer is the scale of what only a sign reads, which may saturate
 _LEARNING_RATE = 1e-4
 
@@ -157,11 +158,25 @@ def _widths(folded: tf.keras.Model, extremes: Extremes) -> dict[int, np.ndarray]
 
 
 def _ranges(folded: tf.keras.Model, extremes: Extremes, found: dict[int, np.ndarray]) -> Ranges:
-    """The range of each tensor of a folded model whose channels are larger by factors."""
+    """The range of each tensor of a folded model whose channels are larger by factors.
+
+    A concatenation of which a quarter of the channels would have less than `_STEPS` of the 256
+    values that its widest channels need has none: it stays float.
+    """
     names, ranges = _names(folded), {}
     for tensor, name in names.items():
         lows, highs = extremes[name]
         ranges[name] = float((lows * found[tensor]).min()), float((highs * found[tensor]).max())
+    for node in nodes(folded):
+        if "ConcatV2" in _operations(node):
+            tensor = id(tf.nest.flatten(node.outputs)[0])
+            name = names[tensor]
+            widths = np.subtract(*extremes[name][::-1]) * found[tensor]
+            if (
+                widths.any()
+                and np.quantile(widths[widths > 0], 0.25) < np.ptp(ranges[name]) * _STEPS / 256
+            ):
+                del ranges[name]
     return _adjusted(folded, names, _readers(folded), ranges)
 
 
