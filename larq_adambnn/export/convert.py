@@ -14,7 +14,7 @@ from larq_adambnn.machine import quiet
 from larq_adambnn.padding import same_padding
 from larq_adambnn.walk import nodes
 
-__all__ = ["convert", "convert_as_is", "silence"]
+__all__ = ["check_form", "convert", "convert_as_is", "silence"]
 
 
 def convert(model: tf.keras.Model) -> bytes:
@@ -32,7 +32,7 @@ def convert(model: tf.keras.Model) -> bytes:
         ValueError: the model is not float32, not functional, has no fixed input size or
             another batch size than 1, or LCE would change what it computes.
     """
-    _check(model)
+    check_form(model)
     return convert_as_is(fold(model).model)
 
 
@@ -44,7 +44,7 @@ def convert_as_is(model: tf.keras.Model, *, int8_io: bool = False) -> bytes:
             fake quantized.
         int8_io: whether a quantized model takes and gives int8 instead of float32.
     """
-    _check(model)
+    check_form(model)
     # convert_keras_model would trace every layer on its own and all gradients, which takes
     # minutes; only the inference of one image is wanted.
     function = tf.function(
@@ -119,7 +119,8 @@ def _before(layer: tf.keras.layers.Layer) -> tf.keras.layers.Layer | None:
     return inputs[0].node.layer if len(inputs) == 1 else None
 
 
-def _check(model: tf.keras.Model) -> None:
+def check_form(model: tf.keras.Model) -> None:
+    """Raises ValueError if a model is of a form that `convert` refuses, before any work."""
     nodes(model)
     policies = {layer.compute_dtype for layer in model._flatten_layers()}
     if policies != {"float32"}:

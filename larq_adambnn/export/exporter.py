@@ -28,7 +28,7 @@ from larq_adambnn.data import Preparation
 from larq_adambnn.export import int8 as eight_bits
 from larq_adambnn.export import selftest
 from larq_adambnn.export.check import Check, check
-from larq_adambnn.export.convert import convert_as_is
+from larq_adambnn.export.convert import check_form, convert_as_is
 from larq_adambnn.export.description import (
     Accuracy,
     BinaryConvolutions,
@@ -158,13 +158,13 @@ def export(
             'Expected io_type="float", or "int8" with int8=True. Received: '
             f"io_type={io_type!r}, int8={int8}"
         )
+    check_form(model)
     if not allow_float_fallback:
         refuse_float(model)
     folding = fold(model)
     real = None
     if int8:
-        ranges = eight_bits.calibrate(folding.model, images if calibration is None else calibration)
-        quantized = eight_bits.quantize(folding.model, ranges)
+        quantized = eight_bits.quantize(folding, images if calibration is None else calibration)
         if fine_tuning is not None:
             eight_bits.fine_tune(quantized, folding.model, **_fields(fine_tuning))
         tflite, real = eight_bits.convert_int8(quantized, int8_io=io_type == "int8")

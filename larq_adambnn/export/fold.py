@@ -43,14 +43,16 @@ real, becomes the constant that it is.
 import dataclasses
 from collections import Counter
 
+import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.export.folding.emit import Affine, ConstantMinus, emit
 from larq_adambnn.export.folding.read import read, signs_and_scales
+from larq_adambnn.export.folding.records import Record
 from larq_adambnn.export.folding.rules import rewrite
 from larq_adambnn.walk import nodes
 
-__all__ = ["Affine", "ConstantMinus", "Folding", "fold", "signs_and_scales"]
+__all__ = ["Affine", "ConstantMinus", "Folding", "fold", "lowered", "signs_and_scales"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Folding:
         small_images: binary layers that pad images smaller than their kernel with zeros.
             There LCE pads with ones instead; so they do that here too, and a constant
             corrects it.
+        records: what the model was made of.
     """
 
     model: tf.keras.Model
@@ -77,6 +80,7 @@ class Folding:
     shifts_left: int
     zero_scales: dict[str, int]
     small_images: list[str]
+    records: list[Record]
 
 
 def fold(model: tf.keras.Model) -> Folding:
@@ -103,4 +107,41 @@ def fold(model: tf.keras.Model) -> Folding:
         *(count["constant"] for count in counts),
         zero_scales,
         small_images,
+        after,
     )
+
+
+def lowered(folding: Folding, amounts: dict[str, np.ndarray]) -> tf.keras.Model:
+    """A folded model in which less is given to layers that take signs, for no operator more.
+
+    Args:
+        folding: what `fold` gives.
+        amounts: what to subtract, (C,), by the name of the layer.  It is left out where it would
+            have to be subtracted by an operator that is not there now.
+    """
+    names = [record.name for record in folding.records if record.name in amounts]
+    found = _lowered(folding, amounts, names)
+    if found is None:  # they are tried one by one
+        kept = []
+        for name in names:
+            tried = _lowered(folding, amounts, [*kept, name])
+            if tried is not None:
+                found = tried
+                kept.append(name)
+    return folding.model if found is None else emit(found, folding.model.name)[0]
+
+
+def _lowered(folding: Folding, amounts, names: list[str]) -> list[Record] | None:
+    new = 1 + max(value for record in folding.records for value in record.outputs)
+    records = []
+    for record in folding.records:
+        if record.name in names:
+            (value,) = record.inputs
+            bias = -np.asarray(amounts[record.name], np.float64)
+            records.append(Record("constant", record.name, (value,), (new,), bias=bias))
+            record = record.reading(value, new)
+            new += 1
+        records.append(record)
+    found = rewrite(records)
+    left = sum(record.kind == "constant" for record in found)
+    return found if left <= folding.shifts_left else None

@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from larq_adambnn import callbacks, losses, optimizers
 from larq_adambnn.export.convert import convert_as_is
-from larq_adambnn.export.fold import Affine
+from larq_adambnn.export.equalize import equalized, factors, rebuilt
+from larq_adambnn.export.fold import Affine, Folding, lowered
 from larq_adambnn.export.tflite import float_outputs
-from larq_adambnn.layers import quantizer
+from larq_adambnn.layers import Shift, is_binary, quantizer
 from larq_adambnn.walk import nodes, recall, unique, walk
 
 __all__ = ["calibrate", "convert_int8", "fine_tune", "quantize"]
@@ -27,9 +28,10 @@ _ONE_SCALE = {
     *("StridedSlice", "Tile", "Transpose", "Unpack"),
 }
 _STEPS = 16  # of 256, which a channel of a concatenation should have
-_SIGN_STEPS = 8  # finer than its input's is the scale of a sum that only a sign reads
+_SIGN_STEPS = 8  # so much finer is the scale of what only a sign reads, which may saturate
 _LEARNING_RATE = 1e-4
 
+Extremes = dict[str, tuple[np.ndarray, np.ndarray]]
 Ranges = dict[str, tuple[float, float]]
 
 
@@ -70,25 +72,22 @@ class _Dense(tf.keras.layers.Dense):
 _QUANTIZED = {tf.keras.layers.Conv2D: _Conv2D, tf.keras.layers.Dense: _Dense}
 
 
-def calibrate(folded: tf.keras.Model, images: np.ndarray) -> Ranges:
-    """The (smallest, largest) value of every tensor of a folded model.
-
-    A concatenation of which a quarter of the channels would have less than `_STEPS` of the 256
-    values that its widest channels need has none: it stays float.
+def calibrate(folded: tf.keras.Model, images: np.ndarray) -> Extremes:
+    """The smallest and the largest values of every channel of every tensor of a folded model.
 
     Args:
         folded: what `fold` gives.
         images: preprocessed calibration images (B, H, W, C).
 
     Returns:
-        By the name of the tensor, see `_names`.
+        (lows, highs), each (C,), by the name of the tensor, see `_names`; none above or below 0.
     """
-    names, lows, highs = _names(folded), {}, {}
+    names, extremes = _names(folded), {}
 
     def widen(name, tensor):
-        values = tensor.numpy().reshape(-1, tensor.shape[-1])
-        lows[name] = np.minimum(lows.get(name, 0.0), values.min(0))
-        highs[name] = np.maximum(highs.get(name, 0.0), values.max(0))
+        values = tensor.numpy().reshape(-1, tensor.shape[-1] if tensor.shape.rank > 1 else 1)
+        low, high = extremes.get(name, (0.0, 0.0))
+        extremes[name] = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
 
     def call(node, tensors):
         outputs = tf.nest.flatten(recall(node.layer, node, tensors))
@@ -100,20 +99,31 @@ def calibrate(folded: tf.keras.Model, images: np.ndarray) -> Ranges:
         batch = tf.constant(images[start : start + 8], tf.float32)
         widen("", batch)
         walk(folded, [batch], call)
-    ranges = {name: (float(lows[name].min()), float(highs[name].max())) for name in lows}
-    for node in nodes(folded):
-        if "ConcatV2" in _operations(node):
-            name = names[id(tf.nest.flatten(node.outputs)[0])]
-            widths = highs[name] - lows[name]
-            if np.quantile(widths[widths > 0], 0.25) < np.ptp(ranges[name]) * _STEPS / 256:
-                del ranges[name]
-    return ranges
+    return extremes
 
 
-def quantize(folded: tf.keras.Model, ranges: Ranges) -> tf.keras.Model:
-    """A copy of a folded model with fake quantization between its layers."""
-    names, readers = _names(folded), _readers(folded)
-    ranges = _adjusted(folded, names, readers, ranges)
+def quantize(folding: Folding, images: np.ndarray) -> tf.keras.Model:
+    """The network of a folding, equalized, with fake quantization between its layers.
+
+    Rounding gives 0 to what is less than half a step below it, whose sign then changes.  So
+    what signs read is half a step lower where that is free: -0.4, 0.4 and 0.6 steps become
+    -0.9, -0.1 and 0.1 and are rounded to -1, 0 and 0.
+
+    Args:
+        folding: what `fold` gives.
+        images: preprocessed calibration images (B, H, W, C).
+    """
+    folded, extremes = folding.model, calibrate(folding.model, images)
+    lower = lowered(folding, _half_steps(folded, extremes))
+    if lower is not folded:
+        folded, extremes = lower, calibrate(lower, images)
+    found = factors(folded, _widths(folded, extremes))
+    return _with_rounding(equalized(folded, found), _ranges(folded, extremes, found))
+
+
+def _with_rounding(model: tf.keras.Model, ranges: Ranges) -> tf.keras.Model:
+    """A copy of a folded model with fake quantization of what has a range."""
+    names, readers = _names(model), _readers(model)
 
     def call(node, tensors):
         layer = node.layer
@@ -129,13 +139,63 @@ def quantize(folded: tf.keras.Model, ranges: Ranges) -> tf.keras.Model:
             for name in [names[id(tensor)]]
         ]
 
-    (tensor,) = folded.inputs
-    images = tf.keras.Input(tensor.shape[1:], name=tensor.node.layer.name)
-    inputs = FakeQuant(*ranges[""], name="images_int8")(images)
-    outputs = walk(folded, [inputs], call)
-    model = tf.keras.Model(images, outputs if len(outputs) > 1 else outputs[0], name=folded.name)
-    model.output_names = folded.output_names
-    return model
+    return rebuilt(model, call, lambda images: FakeQuant(*ranges[""], name="images_int8")(images))
+
+
+def _widths(folded: tf.keras.Model, extremes: Extremes) -> dict[int, np.ndarray]:
+    """How large the channels of the tensors are that share one scale; see `factors`.
+
+    What a shift adds before a sign may be far from all values.
+    """
+    names, readers = _names(folded), _readers(folded)
+    return {
+        id(tensor): np.subtract(*extremes[names[id(tensor)]][::-1])
+        for node in nodes(folded)
+        for tensor in tf.nest.flatten(node.outputs)
+        if not _stays_float(node.layer, tensor, readers[id(tensor)])
+        and not (isinstance(node.layer, Shift) and _only_signs(readers[id(tensor)]))
+    }
+
+
+def _ranges(folded: tf.keras.Model, extremes: Extremes, found: dict[int, np.ndarray]) -> Ranges:
+    """The range of each tensor of a folded model whose channels are larger by factors.
+
+    A concatenation of which a quarter of the channels would have less than `_STEPS` of the 256
+    values that its widest channels need has none: it stays float.
+    """
+    names, ranges = _names(folded), {}
+    for tensor, name in names.items():
+        lows, highs = extremes[name]
+        ranges[name] = float((lows * found[tensor]).min()), float((highs * found[tensor]).max())
+    for node in nodes(folded):
+        if "ConcatV2" in _operations(node):
+            tensor = id(tf.nest.flatten(node.outputs)[0])
+            name = names[tensor]
+            widths = np.subtract(*extremes[name][::-1]) * found[tensor]
+            if (
+                widths.any()
+                and np.quantile(widths[widths > 0], 0.25) < np.ptp(ranges[name]) * _STEPS / 256
+            ):
+                del ranges[name]
+    return _adjusted(folded, names, _readers(folded), ranges)
+
+
+def _half_steps(folded: tf.keras.Model, extremes: Extremes) -> dict[str, np.ndarray]:
+    """Half a step of each channel of what signs read, by the name of the layer that takes them."""
+    readers, names = _readers(folded), _names(folded)
+    found = factors(folded, _widths(folded, extremes))
+    ranges = _ranges(folded, extremes, found)
+    return {
+        reader.name: (high - low) / 255 / 2 / found[id(tensor)]
+        for node in nodes(folded)
+        for tensor in tf.nest.flatten(node.outputs)
+        if names[id(tensor)] in ranges
+        and not isinstance(node.layer, Shift)
+        and not _stays_float(node.layer, tensor, readers[id(tensor)])
+        for low, high in [ranges[names[id(tensor)]]]
+        for reader in readers[id(tensor)]
+        if _takes_signs(reader)
+    }
 
 
 def _names(folded: tf.keras.Model) -> dict[int, str]:
@@ -190,14 +250,22 @@ def _stays_float(layer, tensor, following) -> bool:
     binary = isinstance(layer, Affine) or quantizer(layer, "input_quantizer") is not None
     return (
         tensor.dtype != tf.float32
-        or getattr(getattr(layer, "activation", None), "precision", None) == 1
+        or _is_sign(layer)
         or (len(following) == 1 and isinstance(following[0], Affine))
         or (binary and _only_signs(following))
     )
 
 
+def _takes_signs(layer) -> bool:
+    return is_binary(layer, "input_quantizer") or _is_sign(layer)
+
+
+def _is_sign(layer) -> bool:
+    return getattr(getattr(layer, "activation", None), "precision", None) == 1
+
+
 def _only_signs(layers) -> bool:
-    return bool(layers) and all(quantizer(x, "input_quantizer") is not None for x in layers)
+    return bool(layers) and all(map(_takes_signs, layers))
 
 
 def _adjusted(folded: tf.keras.Model, names, readers, ranges: Ranges) -> Ranges:
@@ -219,7 +287,8 @@ def _adjusted(folded: tf.keras.Model, names, readers, ranges: Ranges) -> Ranges:
             if None in before and (signs or not node.layer.weights):
                 ranges.pop(name, None)  # what computes with floats is not rounded after it
             elif signs and name in ranges and id(tensor) not in moved:
-                ((low, high), *_) = before
+                # What a shift adds may be far from all values
+                low, high = before[0] if isinstance(node.layer, Shift) else ranges[name]
                 step = (high - low) / 255 / _SIGN_STEPS
                 ranges[name] = (-128 * step, 127 * step)
     _spread(groups, ranges)

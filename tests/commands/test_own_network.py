@@ -42,7 +42,7 @@ def ran(tmp_path_factory, data_dir):
 def test_every_command_finds_it_again(ran, capsys):
     folder, count = ran
     run = folder / "runs" / "small"
-    assert count == 3
+    assert count == 4
     assert "--model=my_networks:small" in (run / "flags.cfg").read_text().splitlines()
     info = json.loads((run / "export.json").read_text())
     assert info["binary_convolutions"]["converted"] == 2

@@ -177,6 +177,30 @@ def test_quantized_networks_have_their_own_limits(small):
     assert "signs before first agree" in report.failures[0]
 
 
+@pytest.mark.parametrize(
+    ("lost", "gained", "images", "fails"),
+    [
+        (12, 0, 1000, False),  # 5 + 1 + 2 sqrt(12)
+        (14, 0, 1000, True),
+        (24, 14, 1000, False),
+        (36, 14, 1000, True),
+        (22, 14, 360, False),
+        (95, 16, 360, True),  # from 69.7 to 47.8 %
+        (200, 0, 100_000, False),
+        (700, 0, 100_000, True),
+        (0, 50, 1000, False),
+    ],
+)
+def test_the_accuracy_may_fall_by_half_a_point_and_chance(lost, gained, images, fails):
+    right, labels = np.eye(2)[np.zeros(images, int)], np.zeros(images, int)
+    keras, own = right.copy(), right.copy()
+    own[:lost] = keras[lost : lost + gained] = (0, 1)
+    found = check_module._Comparison([keras], [keras], [own], {})
+    failures = check_module._class_failures(found, labels, True)
+    assert bool(failures) == fails
+    assert not fails or f"{100 * (images - lost) / images:.2f} %; expected" in failures[0]
+
+
 def test_several_processes_give_the_same(small, monkeypatch):
     monkeypatch.setattr(export.interpreter, "_ALONE_SECONDS", 0.0)
     model, tflite = small

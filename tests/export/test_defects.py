@@ -36,11 +36,10 @@ def network(pad_values=1.0):
 
 
 def converted(model, images, quantized):
-    folded = export.fold(model).model
+    folding = export.fold(model)
     if not quantized:
-        return convert_as_is(folded)
-    network = int8.quantize(folded, int8.calibrate(folded, images))
-    return int8.convert_int8(network, int8_io=True)[0]
+        return convert_as_is(folding.model)
+    return int8.convert_int8(int8.quantize(folding, images), int8_io=True)[0]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["float", "int8"])

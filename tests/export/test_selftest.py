@@ -61,8 +61,7 @@ def test_it_is_small():
 def test_only_the_same_network_passes(made):
     model, tflite, content = made
     assert selftest.failure(tflite, content) == ""
-    folded = export.fold(model).model
-    eight = int8.quantize(folded, int8.calibrate(folded, exports.images(model, 40)))
+    eight = int8.quantize(export.fold(model), exports.images(model, 40))
     for int8_io in (False, True):
         quantized, _ = int8.convert_int8(eight, int8_io=int8_io)
         own = selftest.make(quantized, exports.images(model, 40))

@@ -105,6 +105,8 @@ class _Reader:
                 return self._add("dense", name, given, layer=layer, bias=_bias(layer), **weights)
             if kind is tf.keras.layers.Add and len(set(widths)) == 1:
                 return self._add("sum", name, given, layer=layer)
+            if _is_plus(node):
+                return self._add("sum", name, given, layer=tf.keras.layers.Add(dtype=layer.dtype))
             if kind is tf.keras.layers.Concatenate and _on_channels(node, layer.axis):
                 return self._add("concatenation", name, given, layer=layer, widths=widths)
         count = len(tf.nest.flatten(node.outputs))
@@ -156,6 +158,13 @@ def _vector(variable) -> np.ndarray:
 
 def _is_linear(layer) -> bool:
     return layer.activation in (None, tf.keras.activations.linear)
+
+
+def _is_plus(node) -> bool:
+    """Whether a call is ``x + y`` of two tensors of one size."""
+    if getattr(node.layer, "symbol", "") != "__operators__.add":
+        return False
+    return len({tuple(tensor.shape) for tensor in node.keras_inputs}) == 1 < len(node.keras_inputs)
 
 
 def _on_channels(node, axis) -> bool:
