@@ -12,7 +12,7 @@ from larq_adambnn.export import description, interpreter
 from larq_adambnn.export.workers import FileError, Worker
 from larq_adambnn.files import read_bytes
 from larq_adambnn.runs import datasets, exporting, provenance, strategies, students
-from larq_adambnn.runs.config import Config, named_run
+from larq_adambnn.runs.config import SMALLEST_IMAGE, Config, named_run
 from larq_adambnn.runs.directory import Run
 
 __all__ = ["check_fits", "main", "naming", "read_tflite"]
@@ -41,7 +41,7 @@ def main(config: Config) -> None:
         with strategy.scope():
             network = students.load_student(Run(directory), run_config, dataset, config.step)
         name = directory
-    with naming(config.tflite):
+    with naming(name, ValueError, flag="tflite" if config.tflite else "run"):
         accuracy = inference.evaluate(network, dataset, split, batch_size=config.eval_batch_size)
     if not strategies.is_chief(strategy):
         return
@@ -65,12 +65,12 @@ def read_tflite(path: str) -> tuple[Worker, description.Description | None]:
 
 
 @contextlib.contextmanager
-def naming(path: str, kind: type[Exception] = FileError) -> Iterator[None]:
-    """Puts the name of a .tflite before what is wrong with it."""
+def naming(path: str, kind: type[Exception] = FileError, *, flag: str = "tflite") -> Iterator[None]:
+    """Puts the name of a .tflite, or of a run, before what is wrong with it."""
     try:
         yield
     except kind as error:
-        raise UsageError(f"--tflite: {path}: {error}") from None
+        raise UsageError(f"--{flag}: {path}: {error}") from None
 
 
 def _as_exported(
@@ -80,6 +80,11 @@ def _as_exported(
     prepared = exported and exported.preprocessing
     if prepared is None:
         shape = description.signature(tflite)["input"].shape
+        if len(shape) != 4 or shape[1] != shape[2] or shape[1] < SMALLEST_IMAGE:
+            raise UsageError(
+                f"--tflite: expected an input of [1, SIZE, SIZE, CHANNELS] with a SIZE of "
+                f"{SMALLEST_IMAGE} or more; {config.tflite} has {shape}"
+            )
         return datasets.load(config.replace(image_size=shape[1]))
     known = None
     if exported.class_names:
