@@ -13,11 +13,16 @@ import tensorflow as tf
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import add_sum, has_right_sum
 
-__all__ = ["check", "check_finite", "is_whole", "load", "save"]
+__all__ = ["about", "check", "check_finite", "is_whole", "load", "save"]
 
 
-def save(model: tf.keras.Model, path: pathlib.Path) -> None:
+def save(model: tf.keras.Model, path: pathlib.Path, **about: float) -> None:
     """Writes NAME.weights.h5; `load` and any reader of Keras's format take it.
+
+    Args:
+        model: any.
+        path: of the file.
+        **about: what the file says of itself, as attributes of HDF5; see `about`.
 
     Raises:
         UsageError: a weight is not finite.
@@ -25,7 +30,18 @@ def save(model: tf.keras.Model, path: pathlib.Path) -> None:
     check_finite(model, path)
     with _without_notes_of_h5py():
         model.save_weights(str(path), save_format="h5")
+        if about:
+            with h5py.File(path, "r+") as file:
+                file.attrs.update(about)
     add_sum(path)
+
+
+def about(path: pathlib.Path) -> dict[str, float]:
+    """What a file of `save` says of itself; nothing where there is no whole one."""
+    if not is_whole(path):
+        return {}
+    with h5py.File(path) as file:
+        return {k: v.item() for k, v in file.attrs.items() if isinstance(v, np.number)}
 
 
 @contextlib.contextmanager

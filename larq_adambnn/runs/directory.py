@@ -142,15 +142,6 @@ class Run:
         rows = self.read_metrics()
         return [row for row in rows if row["step"] == step and "val_accuracy" in row]
 
-    def best(self, step: int) -> dict[str, float] | None:
-        """The row of the epoch that a step's best weights are of, if these are kept.
-
-        Raises:
-            UsageError: as `read_metrics`.
-        """
-        rows = self.evaluated(step) if self.weights(step, best=True).is_file() else []
-        return max(rows, key=lambda row: row["val_accuracy"], default=None)
-
     def write_metrics(self, rows: list[dict[str, float]]) -> None:
         """Replaces metrics.csv, whole or not at all."""
         integers = ("step", "epoch")

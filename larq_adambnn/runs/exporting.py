@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from larq_adambnn import export
+from larq_adambnn import export, weights
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.dataset import take
 from larq_adambnn.errors import SplitError, UsageError
@@ -110,11 +110,11 @@ def export_run(run: Run, config: Config, dataset: Dataset | None = None) -> Desc
     except ValueError as error:
         reason = str(error).replace("allow_float_fallback", "--allow_float_fallback")
         raise UsageError(f"--mode=export: {run.directory}: {reason}") from error
-    epoch = run.best(step) if config.best else None
+    about = weights.about(run.weights(step, best=True)) if config.best else {}
     description = dataclasses.replace(
         exported.description,
         step=step,
-        epoch=int(epoch["epoch"]) if epoch else None,
+        epoch=about.get("epoch"),
         weights_sha256=sha256(run.weights(step, best=config.best)),
     )
     with run.replace(path) as temporary:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from larq_adambnn import weights
 from larq_adambnn.analysis import figures, style
 from larq_adambnn.data import Problem
 from larq_adambnn.export.description import Description, describe, read
@@ -100,12 +101,12 @@ def _row(name: str, run: Run, step: int) -> tuple[str, str, str, str]:
 def _best(run: Run, config: Config) -> str:
     """One sentence on the best weights of the last step that is finished, if they are kept."""
     step = run.last_step()
-    row = run.best(step)
-    if row is None:
+    about = weights.about(run.weights(step, best=True))
+    if not about:
         return ""
     return (
-        f"Best weights of step {step}: after epoch {row['epoch']:.0f}, with {config.split} top-1 "
-        f"{100 * row['val_accuracy']:.2f} %. They were chosen by these images; on others expect "
+        f"Best weights of step {step}: after epoch {about['epoch']}, with {config.split} top-1 "
+        f"{100 * about['val_accuracy']:.2f} %. They were chosen by these images; on others expect "
         "less. --best evaluates and exports them."
     )
 

@@ -355,7 +355,8 @@ class _Log(tf.keras.callbacks.Callback):
             self._curves.write(epoch, row)
             self._print(row)
         if best and (step == len(self.epochs) or self.config.reload_best):
-            self.save_weights(self.run.weights(step, best=True))
+            about = {name: row[name] for name in ("epoch", "val_accuracy")}
+            self.save_weights(self.run.weights(step, best=True), **about)
         if in_step == self.epochs[step - 1] and step < len(self.epochs):
             self.save_weights(self.run.weights(step))
 
@@ -390,8 +391,8 @@ class _Log(tf.keras.callbacks.Callback):
                 ]
         print(*parts, f"{row['seconds']:.1f} s", sep="  ", flush=True)
 
-    def save_weights(self, path: pathlib.Path) -> None:
-        """Saves the student; every worker takes part in reading, the chief writes."""
+    def save_weights(self, path: pathlib.Path, **about: float) -> None:
+        """Saves the student (see `weights.save`); all workers read, the chief writes."""
         averaged = self.average.swapped() if self.average else contextlib.nullcontext()
         with averaged, contextlib.ExitStack() as stack:
             if self._chief:
@@ -399,7 +400,7 @@ class _Log(tf.keras.callbacks.Callback):
             else:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 target = pathlib.Path(folder, path.name)
-            weights.save(self.model.student, target)
+            weights.save(self.model.student, target, **about)
 
     def _seconds(self) -> float:
         return self._earlier + time.perf_counter() - self._start
