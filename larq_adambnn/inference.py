@@ -143,6 +143,7 @@ def _hits_of_file(
 
     for outputs in logits(network, only_images()):
         _check_outputs(outputs, dataset.class_names)
+        _check_numbers(outputs)
         yield _hits(outputs, labels.pop(0)).numpy()
 
 
@@ -200,6 +201,7 @@ def classify(
     found = []
     for of_batch in logits(network, (images for images, _ in batches)):
         _check_outputs(of_batch, class_names)
+        _check_numbers(of_batch)
         found.append(of_batch)
     probabilities = tf.nn.softmax(tf.constant(np.concatenate(found), tf.float64)).numpy()
     return [_best(row, class_names) for row in probabilities]
@@ -223,6 +225,12 @@ def _check_outputs(of_batch: np.ndarray, class_names: Sequence[str]) -> None:
             f"Expected as many class names as the network's first output has values. Received: "
             f"{len(class_names)}, and an output of shape {of_batch.shape[1:]}"
         )
+
+
+def _check_numbers(of_batch: np.ndarray) -> None:
+    """Raises ValueError if a logit of a batch is NaN, of which no class can be told."""
+    if np.isnan(of_batch).any():
+        raise ValueError("Expected numbers as the network's outputs. Received: NaN")
 
 
 def _best(probabilities: np.ndarray, class_names: Sequence[str]) -> list[Guess]:

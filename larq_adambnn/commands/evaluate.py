@@ -19,7 +19,7 @@ from larq_adambnn.runs import (
     strategies,
     students,
 )
-from larq_adambnn.runs.config import Config, named_run
+from larq_adambnn.runs.config import SMALLEST_IMAGE, Config, named_run
 from larq_adambnn.runs.directory import Run
 
 __all__ = ["check_fits", "main", "naming", "read_tflite"]
@@ -55,7 +55,7 @@ def main(config: Config) -> None:
             name = directory
             if strategies.is_chief(strategy):
                 strategies.say_devices(strategy, config.strategy)
-        with naming(config.tflite):
+        with naming(name, ValueError, flag="tflite" if config.tflite else "run"):
             accuracy = inference.evaluate(
                 network, dataset, split, batch_size=config.eval_batch_size
             )
@@ -81,12 +81,12 @@ def read_tflite(path: str) -> tuple[Worker, description.Description | None]:
 
 
 @contextlib.contextmanager
-def naming(path: str, kind: type[Exception] = FileError) -> Iterator[None]:
-    """Puts the name of a .tflite before what is wrong with it."""
+def naming(path: str, kind: type[Exception] = FileError, *, flag: str = "tflite") -> Iterator[None]:
+    """Puts the name of a .tflite, or of a run, before what is wrong with it."""
     try:
         yield
     except kind as error:
-        raise UsageError(f"--tflite: {path}: {error}") from None
+        raise UsageError(f"--{flag}: {path}: {error}") from None
 
 
 def _as_exported(
@@ -96,6 +96,11 @@ def _as_exported(
     prepared = exported and exported.preprocessing
     if prepared is None:
         shape = description.signature(tflite)["input"].shape
+        if len(shape) != 4 or shape[1] != shape[2] or shape[1] < SMALLEST_IMAGE:
+            raise UsageError(
+                f"--tflite: expected an input of [1, SIZE, SIZE, CHANNELS] with a SIZE of "
+                f"{SMALLEST_IMAGE} or more; {config.tflite} has {shape}"
+            )
         return datasets.load(config.replace(image_size=shape[1]))
     known = None
     if exported.class_names:

@@ -49,13 +49,14 @@ def main(config: Config) -> None:
         preparation, class_names = known.preprocessing.preparation, tuple(known.class_names)
         source = "its export.json says"
         check_fits(network, config.tflite, preparation.input_shape, class_names, source)
+        name = config.tflite
     else:
-        directory = config.run or config.output_dir
+        name = directory = config.run or config.output_dir
         run_config = named_run(config)
         dataset = datasets.without_images(run_config, provenance.read(Run(directory)))
         preparation, class_names = dataset.preparation, dataset.class_names
         network = students.load_student(Run(directory), run_config, dataset, config.step)
-    with naming(config.tflite):
+    with naming(name, ValueError, flag="tflite" if config.tflite else "run"):
         guesses = inference.classify(network, files, preparation, class_names)
     found = list(zip(map(printable, files), guesses, strict=True))
     if not config.tflite:

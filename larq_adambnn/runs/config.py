@@ -32,7 +32,7 @@ from larq_adambnn.names import (
 )
 from larq_adambnn.runs.usage import FIRST_STEPS, TOPICS, flag_text, usage
 
-__all__ = ["Config", "load_run", "named_run", "parse"]
+__all__ = ["SMALLEST_IMAGE", "Config", "load_run", "named_run", "parse"]
 
 
 def _flag(
@@ -95,7 +95,7 @@ _PATHS = (
     "output_dir",
     "device_profile",
 )
-_IMAGE_SIDE = 32  # the smallest the networks take
+SMALLEST_IMAGE = 32  # side of what the networks take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Config:
         choices=("", "imagenet"),
     )
     width: float = _network(1.0, "Multiplier of every channel count.", above=0, upper=16)
-    image_size: int = _network(224, "Side of the square input in pixels.", lower=_IMAGE_SIDE)
+    image_size: int = _network(224, "Side of the square input in pixels.", lower=SMALLEST_IMAGE)
     num_classes: int = _network(
         0,
         "Classes, checked against the data set's; 0 takes the data set's.",

@@ -93,10 +93,10 @@ def load_student(
 def check_begin(config: Config, dataset: Dataset) -> None:
     """Raises UsageError if a training cannot begin.
 
-    That is where the user's own network cannot be built and trained, or the weights of
-    larq-zoo cannot be had.
+    That is where the user's own network cannot be built and trained, or the weights that
+    another run or larq-zoo has for it cannot be had.
     """
-    if config.weights:
+    if config.weights or (config.init_from and not _from_own_teacher(config)):
         initial_student(config, dataset)
     if is_own(config.model):
         student = build_student(config, dataset)

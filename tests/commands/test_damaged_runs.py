@@ -201,6 +201,18 @@ def test_damaged_weights_are_named(run, data_dir, capsys):
     assert str(path) in refused(capsys, *flags)
 
 
+@pytest.mark.parametrize("flag", ["init_from", "teacher"])
+def test_a_training_that_needs_damaged_weights_leaves_nothing(flag, run, tmp_path, capsys):
+    path = run / "checkpoints" / "step2.weights.h5"
+    files.add_sum(path)
+    flip(path)
+    flags = (f"--output_dir={tmp_path}/new", f"--{flag}={run}", "--order=one_step")
+    loss = "--loss=distribution" if flag == "teacher" else "--loss=cross_entropy"
+    err = refused(capsys, *reported(run), *flags, loss)
+    assert f"--{flag}: {path}: cannot read weights" in err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_named(value, run, data_dir, capsys):
     path = run / "checkpoints" / "step2.weights.h5"

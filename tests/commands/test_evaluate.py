@@ -5,10 +5,12 @@ import shutil
 import exports
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import main
 from larq_adambnn import export, inference
 from larq_adambnn.export import workers
+from larq_adambnn.machine import quiet
 from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import load_run
 
@@ -141,3 +143,33 @@ def test_what_does_not_fit(run, tmp_path, data_dir, capsys):
     assert "expected an input of [40, 40, 1]" in line
     assert "has [32, 32, 1]" in line
     assert "--split" in refused(capsys, f"--run={run}", "--split=nosuch")
+
+
+def means(images):
+    return tf.reduce_mean(images, axis=(1, 2))
+
+
+# The shape of the input, the outputs, and what is said about it
+ODD = {
+    "any size": ((1, None, None, 1), means, "expected an input of [1, SIZE, SIZE, CHANNELS]"),
+    "vectors": ((1, 32), lambda x: x[:, :10], "has [1, 32]"),
+    "two at a time": ((2, 32, 32, 1), means, "takes one image at a time"),
+    "a number": ((1, 32, 32, 1), tf.reduce_mean, "expected an output of [10]"),
+    "NaN": (
+        (1, 32, 32, 1),
+        lambda x: tf.tile(tf.math.log(-1 - tf.abs(means(x))), [1, 10]),
+        "Expected numbers as the network's outputs. Received: NaN",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_graphs(name, tmp_path, data_dir, capsys):
+    shape, function, line = ODD[name]
+    traced = tf.function(function).get_concrete_function(tf.TensorSpec(shape))
+    path = tmp_path / "odd.tflite"
+    with quiet():
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([traced])
+        path.write_bytes(converter.convert())
+    err = refused(capsys, f"--tflite={path}", f"--data_dir={data_dir}", "--dataset=digits")
+    assert str(path) in err and line in err

@@ -22,6 +22,7 @@ from larq_adambnn.runs.config import Config
 __all__ = ["main", "operator_times", "whole_times"]
 
 _WHOLE_SECONDS, _WHOLE_RUNS = 3.0, 5  # at least
+_MOST_RUNS = 1000
 _REPEATED = 8  # times an operator is in the larger of its two files
 _TRIES = 3
 _LISTED = 10
@@ -93,6 +94,6 @@ def _times(worker: Worker, seconds: float, runs: int) -> list[float]:
         values = random.normal(size=shape)
         inputs.append((values if kind == np.float32 else 50 * values).astype(kind))
     times = []
-    while len(times) < runs or sum(times) < seconds:
+    while len(times) < runs or (sum(times) < seconds and len(times) < _MOST_RUNS):
         times.append(worker.seconds(inputs))
     return times

@@ -93,3 +93,9 @@ def test_without_a_file(tmp_path, capsys):
     (tmp_path / "text.tflite").write_text("text")
     assert main.main([*flags, f"--tflite={tmp_path}/text.tflite"]) == 2
     assert "Expected a TFLite model" in capsys.readouterr().err
+
+
+def test_a_small_file_is_run_so_often_and_no_more(file, monkeypatch):
+    monkeypatch.setattr(benchmark, "_WHOLE_SECONDS", 1e9)
+    monkeypatch.setattr(benchmark, "_MOST_RUNS", 7)
+    assert len(benchmark.whole_times(file.read_bytes())) == 7
