@@ -18,9 +18,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.lib.io.tf_record import tf_record_random_reader
 
+from larq_adambnn.arrays import write_arrays
 from larq_adambnn.data.sources import Source, digest, sample
 from larq_adambnn.errors import SplitError, UsageError
-from larq_adambnn.files import replace_file
+from larq_adambnn.files import check_regular, replace_file
 from larq_adambnn.progress import progress
 
 __all__ = ["describe", "open_tfds", "split_name", "splits"]
@@ -191,8 +192,8 @@ def _starts(instructions) -> list[np.ndarray]:
     replaced = {name.split()[0] for name in found}
     kept = {n: starts for n, starts in kept.items() if n.split()[0] not in replaced} | found
     if missing and sum(map(len, kept.values())) >= _INDEXED:
-        with contextlib.suppress(OSError), replace_file(index) as path, path.open("wb") as file:
-            np.savez(file, **kept)  # where it may not be written, it is found each time
+        with contextlib.suppress(OSError), replace_file(index) as path:
+            write_arrays(path, kept)  # where it may not be written, it is found each time
     return [
         kept[name][instruction.skip :][: instruction.take]
         for instruction, name in zip(instructions, names, strict=True)
@@ -276,6 +277,12 @@ def _builder(name: str, data_dir: str):
     from larq_adambnn.data import digits  # noqa: F401  (registers its builder)
 
     tfds.disable_progress_bar()
+    expected = "dataset: expected digits, image_folder, idx or a name in TFDS"
+    if name.startswith("/") or ".." in name:
+        raise UsageError(f"{expected}; received {name!r}")
+    for path in _directory(name, data_dir).rglob("*.*"):
+        if path.suffix in (".json", ".txt"):  # which TFDS reads, whatever they are
+            check_regular(path)
     try:
         with _quiet():
             builder = tfds.builder(name, data_dir=os.path.expanduser(data_dir) or None)
@@ -285,9 +292,7 @@ def _builder(name: str, data_dir: str):
     except Exception as error:  # nearly any, on damaged files
         _check_prepared(name, data_dir, error)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"dataset: expected digits, image_folder, idx or a name in TFDS; {reason}"
-        ) from error
+        raise UsageError(f"{expected}; {reason}") from error
     return builder
 
 
@@ -302,15 +307,27 @@ def _check_names(builder, label: str) -> None:
             )
 
 
+def _directory(name: str, data_dir: str) -> pathlib.Path:
+    """Where TFDS has what it prepared of a data set."""
+    import tensorflow_datasets as tfds
+
+    directory = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    return directory / name.partition(":")[0]
+
+
 def _check_prepared(name: str, data_dir: str, error: BaseException) -> None:
     """Raises UsageError if it is the files of a prepared data set that cannot be used."""
     import tensorflow_datasets as tfds
 
-    directory = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    directory /= name.partition(":")[0]
+    directory = _directory(name, data_dir)
     found = [*directory.rglob("dataset_info.json"), *directory.rglob("*.tfrecord*")]
-    if not found:
+    if not found and not directory.exists():
         return
+    if not found:
+        raise UsageError(
+            f"dataset: expected what tensorflow-datasets prepared in {directory}; there is no "
+            "dataset_info.json (another data_dir prepares it again)"
+        ) from error
     while error.__cause__ is not None:  # TFDS's own advice is to delete the directory
         error = error.__cause__
     reason = " ".join(str(error).split())[:200] or type(error).__name__

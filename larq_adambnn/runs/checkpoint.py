@@ -4,12 +4,12 @@ import pathlib
 import re
 import signal
 import sys
-import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
+from larq_adambnn.arrays import write_arrays
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import sha256
 from larq_adambnn.runs import strategies
@@ -284,15 +284,8 @@ def _write(run: Run, iteration: int, state: Mapping[str, np.ndarray]) -> None:
     def name(path):
         return f"{iteration:09d}-{sha256(path)[:_DIGITS]}.npz"
 
-    with (
-        run.replace(run.checkpoints / f"{iteration:09d}.npz", name=name) as path,
-        path.open("wb") as file,
-        # What np.savez writes; its own archive is not closed when the disk is full.
-        zipfile.ZipFile(file, "w") as archive,
-    ):
-        for key, array in state.items():
-            with archive.open(f"{key}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
+    with run.replace(run.checkpoints / f"{iteration:09d}.npz", name=name) as path:
+        write_arrays(path, state)
 
 
 def _read(path: pathlib.Path, expected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.hparams import api_pb2, summary
 
 from larq_adambnn import callbacks
+from larq_adambnn.arrays import write_arrays
 from larq_adambnn.callbacks.measurements import binary_kernels
 from larq_adambnn.data import Dataset
 from larq_adambnn.errors import UsageError
@@ -216,8 +217,8 @@ class Recorder(tf.keras.callbacks.Callback):
             arrays["update"] = self._update.numpy()
         if self._chief:
             path = self.run.snapshots / f"step{step}_epoch{epoch:04d}.npz"
-            with self.run.replace(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **arrays)
+            with self.run.replace(path) as temporary:
+                write_arrays(temporary, arrays)
 
 
 class Snapshot:

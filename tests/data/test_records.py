@@ -126,6 +126,7 @@ def test_training_on_a_part_and_evaluating_on_another(shards):
     ("dataset", "split", "message"),
     [
         ("nothing_like_it", "train", "dataset: expected digits, image_folder, idx or a name in"),
+        ("/", "train", "dataset: expected digits, image_folder, idx or a name in TFDS.*'/'"),
         ("digits", "tset", "split: expected one of train, test of digits.*'tset'"),
         ("digits", "train[:0]", "split: expected examples in train"),
         ("natural_questions", "train", "dataset: expected images with one class each"),
@@ -254,6 +255,39 @@ def test_damaged_or_newer_descriptions(prepared, name, change, line):
         path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UsageError, match=line) as raised:
         load("digits", directory)
+    assert "\n" not in str(raised.value)
+    assert "delete" not in str(raised.value)
+
+
+def pipe_as_description(folder):
+    (folder / "dataset_info.json").unlink()
+    os.mkfifo(folder / "dataset_info.json")
+
+
+def nothing_in_it(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def pipe_as_records(folder):
+    path = min(folder.glob("*test*"))
+    path.unlink()
+    os.mkfifo(path)
+
+
+FOREIGN = {
+    pipe_as_description: "dataset_info.json: expected a file; it is no regular file",
+    nothing_in_it: r"tensorflow-datasets prepared in .*/digits; there is no dataset_info.json",
+    pipe_as_records: r"cannot read .*/digits-test.tfrecord-00000-of-00003: it is no file",
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN)
+def test_what_tfds_did_not_prepare(prepared, change):
+    directory, folder = prepared
+    change(folder)
+    with pytest.raises(UsageError, match=FOREIGN[change]) as raised:
+        load("digits", directory).source()
     assert "\n" not in str(raised.value)
     assert "delete" not in str(raised.value)
 
