@@ -508,8 +508,8 @@ def _require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
-def check(config: Config) -> Config:
-    """Returns the config, or raises UsageError naming the flag and what was expected."""
+def _check_values(config: Config) -> None:
+    """Raises UsageError for a value that its flag cannot have, whatever the others are."""
     for name, field in _fields().items():
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -518,6 +518,11 @@ def check(config: Config) -> Config:
             not isinstance(value, tuple) or "" not in value,
             f"--{name}: expected no empty item between commas; received {flag_text(value)!r}",
         )
+
+
+def check(config: Config) -> Config:
+    """Returns the config, or raises UsageError naming the flag and what was expected."""
+    _check_values(config)
     _require(
         len(config.weight_decay) == 2,
         "--weight_decay: expected two values, of step 1 and step 2, such as 5e-6,0; received "
@@ -964,7 +969,12 @@ def load_run(directory: str | pathlib.Path, **changes) -> Config:
     path = pathlib.Path(directory) / "flags.cfg"
     _check_run(str(directory), "run")
     values, _ = _read(_read_run(path))
-    return Config(**{**_settings(values), "output_dir": str(path.parent), **changes})
+    found = Config(**{**_settings(values), "output_dir": str(path.parent), **changes})
+    try:
+        _check_values(found)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return found
 
 
 def named_run(config: Config, **changes) -> Config:

@@ -136,7 +136,8 @@ NASTY = (
 )
 
 
-def test_every_text_survives_flags_cfg(tmp_path):
+def test_every_text_survives_flags_cfg(tmp_path, monkeypatch):
+    monkeypatch.setattr("larq_adambnn.runs.config._check_values", lambda config: None)
     letters = "a \t\n\r\"',\\#[]=-\x85\u2028\udc80é\0"
     random_values = random.Random(0)
     values = [*NASTY, *("".join(random_values.choices(letters, k=6)) for _ in range(200))]
@@ -403,3 +404,10 @@ def test_a_tilde_is_the_home_directory(monkeypatch, tmp_path):
         parse(flags)
     (tmp_path / "flags.cfg").touch()
     assert parse(flags).images == (f"{tmp_path}/b.png", "c.png")
+
+
+def test_a_value_in_a_damaged_flags_file_is_checked(tmp_path):
+    for line in ("--order=a,b", "--width=nan", "--epochs=0"):
+        (tmp_path / "flags.cfg").write_text(line)
+        with pytest.raises(UsageError, match=f"{tmp_path}/flags.cfg: {line.split('=')[0]}: "):
+            load_run(tmp_path)
