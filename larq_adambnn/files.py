@@ -230,6 +230,7 @@ def read_json(path: pathlib.Path, kind: Any, what: str) -> Any:
         OSError,
         ValueError,
         TypeError,  # where a cast cannot be done
+        OverflowError,  # of a number that no float can be
         AttributeError,
         RecursionError,
         dacite.DaciteError,

@@ -163,3 +163,9 @@ def test_json(tmp_path):
     assert files.read_json(path, list[Entry], "entries") == [Entry("a", 1)]
     with pytest.raises(UsageError, match=r"^.*nowhere: expected entries"):
         files.read_json(tmp_path / "nowhere", list[Entry], "entries")
+
+
+def test_numbers_that_no_float_can_be_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text(f"[1{'0' * 400}]")
+    with pytest.raises(UsageError, match="expected numbers: int too large"):
+        files.read_json(tmp_path / "a.json", list[float], "numbers")
