@@ -242,12 +242,12 @@ def test_a_mixed_precision_run_is_exported_in_float32(run):
     flags = run / "flags.cfg"
     text = flags.read_text()
     assert "--precision=float32" in text
-    flags.write_text(text.replace("--precision=float32", "--precision=mixed_bfloat16"))
+    flags.write_text(text.replace("--precision=float32", "--precision=bfloat16"))
     assert main.main(["--mode=export", f"--run={run}"]) == 0
     info = exports.read_json(run / "export.json")
     assert info["check"]["passed"]
     assert info["input"]["type"] == "float32"
-    assert "- trained in mixed_bfloat16; this file" in (run / "report.md").read_text()
+    assert "- trained in bfloat16; this file" in (run / "report.md").read_text()
 
 
 def test_json_is_strict(run):
