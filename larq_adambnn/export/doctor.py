@@ -243,6 +243,13 @@ def _reason(layer, source) -> tuple[str, str]:
             f"the sign of its input is missing: it takes what {source.type} gives",
             "give the layer an input quantizer such as ste_sign",
         )
+    given = quantizer(layer, "input_quantizer")
+    values = (-1, 1) if given is None else np.unique(given(tf.constant([-0.5, 0.5])))
+    if tuple(values) != (-1, 1):
+        return (
+            f"its input is {' or '.join(f'{value:g}' for value in values)}, LCE's is -1 or 1",
+            "use a sign such as ste_sign as the input quantizer",
+        )
     return (
         "LCE's converter left it for a reason that is not known here",
         "compare it with a layer that was converted",

@@ -51,6 +51,7 @@ def examined(model):
         ),
         (lambda x: conv(groups=2)(x), "it has 2 groups", "groups=1"),
         (lambda x: conv(input_quantizer=None)(x), "the sign of its input is missing", "ste_sign"),
+        (lambda x: conv(input_quantizer="ste_heaviside")(x), "its input is 0 or 1", "ste_sign"),
         (
             lambda x: conv(input_quantizer=None)(tf.keras.layers.ReLU()(x)),
             "it takes what Relu gives",
