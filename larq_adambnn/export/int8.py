@@ -130,7 +130,12 @@ def _with_rounding(model: tf.keras.Model, ranges: Ranges) -> tf.keras.Model:
         copy = _QUANTIZED.get(type(layer), type(layer)).from_config(layer.get_config())
         copy.trainable = quantizer(layer, "input_quantizer") is None  # binary kernels stay
         outputs = tf.nest.flatten(recall(copy, node, tensors))
-        copy.set_weights(_lifted(layer, ranges.get(names[id(node.keras_inputs[0])])))
+        given = ranges.get(names[id(node.keras_inputs[0])])
+        first = tf.nest.flatten(node.outputs)[0]
+        if given and isinstance(layer, Shift) and _only_signs(readers[id(first)]):
+            copy.set_weights(_near(layer, *given))
+        else:
+            copy.set_weights(_lifted(layer, given))
         return [
             output
             if name not in ranges or _stays_float(layer, tensor, readers[id(tensor)])
@@ -216,6 +221,15 @@ def _readers(folded: tf.keras.Model) -> dict[int, list[tf.keras.layers.Layer]]:
         for tensor in node.keras_inputs:
             readers[id(tensor)].append(node.layer)
     return readers
+
+
+def _near(layer: Shift, low: float, high: float) -> list[np.ndarray]:
+    """The weights of a shift that signs read, a step beyond its input at most.
+
+    So no sign changes, and the one scale of all shifts is not that of the farthest.
+    """
+    step = (high - low) / 255
+    return [np.clip(layer.get_weights()[0], -high - step, -low + step)]
 
 
 def _lifted(layer, range_of_input: tuple[float, float] | None) -> list[np.ndarray]:

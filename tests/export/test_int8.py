@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import larq_adambnn
 from larq_adambnn import export, layers
 from larq_adambnn.export import int8
 from larq_adambnn.export.tflite import Graph
@@ -167,6 +168,18 @@ def test_a_bias_that_32_bits_do_not_hold(kind, gamma):
     expected = model.predict(images, verbose=0)
     step = np.ptp(np.append(expected, 0)) / 255
     assert np.abs(export.predict(tflite, images) - expected)[..., [1, 4]].max() < 1.5 * step
+
+
+def test_thresholds_far_from_all_values_leave_the_others_their_steps():
+    model = network(1)
+    for name in ("shift1", "shift2"):
+        layer = model.get_layer(name)
+        (shifts,) = layer.get_weights()
+        shifts[::4] *= 1000
+        layer.set_weights([shifts])
+    larq_adambnn.binarize(model)
+    found = export.export(model, exports.images(model, 64, seed=1), int8=True)
+    assert min(found.report.signs.values()) > 0.9
 
 
 def test_fine_tuning_brings_it_nearer(quantized):
