@@ -133,12 +133,13 @@ def write(run: Run, config: Config) -> None:
     if run.metrics.exists():  # not of an imported network
         plots.append(_curves(run, config, "accuracy", 100, "accuracy (%)"))
         plots.append(_curves(run, config, "loss", 1, "loss"))
+    best = _best(run, config)
     lines = [
         f"# {config.model} on {config.dataset}",
         "",
         table(run, config),
         "",
-        *((best, "") if (best := _best(run, config)) else ()),
+        *((best, "") if best else ()),
         *(f"![{path.stem}](plots/{path.name})" for path in plots),
     ]
     if run.devices.exists():
@@ -155,7 +156,7 @@ def write(run: Run, config: Config) -> None:
         run,
         config,
         results=_rows(run, config),
-        best=_best(run, config),
+        best=best,
         exports=exports,
         plots={entry.plot: entry.caption for entry in analyses},
         left_out=left_out,
