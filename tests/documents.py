@@ -65,7 +65,7 @@ def run_commands(page: str, *, first=(), training=(), others=()) -> int:
         for words in command_lines(block.text):
             assert words[:2] == ["python", "main.py"], words
             arguments = words[2:]
-            trains = not any(word.startswith(("--mode", "--help")) for word in arguments)
+            trains = not any(word.startswith(("--mode=", "--help")) for word in arguments)
             last = training if trains else others
             assert commands.main([*first, *arguments, *last]) == 0, words
             count += 1

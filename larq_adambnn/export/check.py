@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from larq_adambnn.export.doctor import bits
-from larq_adambnn.export.interpreter import KERNELS, predictions
+from larq_adambnn.export.interpreter import predictions, with_kernels
 from larq_adambnn.export.signs import Places, find_signs
 from larq_adambnn.export.tflite import Graph, with_outputs
 from larq_adambnn.layers import quantizer
@@ -140,20 +140,19 @@ def check(
             f"none of the signs before {len(places.not_found)} layers could be compared"
         )
 
-    def compare(kernels, some):
-        results = predictions(probe, some, processes=processes, **KERNELS[kernels])
-        found = _compare(model, places, some, results)
-        return found, found.failures(model, graph, places, limits, exact=not quantized)
-
-    usual, *others = KERNELS
-    first, lines = compare(usual, batches)
-    failures += lines + _class_failures(first, labels, quantized)
-    run_with = [usual]
-    for kernels in others:
-        if not failures:  # which others would only repeat
-            _, lines = compare(kernels, batches[:1])
+    first, run_with = None, []
+    for kernels, network in with_kernels(probe):
+        some = batches[:1] if run_with else batches
+        found = _compare(model, places, some, predictions(network, some, processes=processes))
+        lines = found.failures(model, graph, places, limits, exact=not quantized)
+        if run_with:
             failures += [f"with {kernels}: {line}" for line in lines]
-            run_with.append(kernels)
+        else:
+            first = found
+            failures += lines + _class_failures(first, labels, quantized)
+        run_with.append(kernels)
+        if failures:
+            break  # the other kernels would only repeat them
     differences = [np.abs(k - t) for k, t in zip(first.keras, first.tflite, strict=True)]
     keras, own = (outputs[0].argmax(-1) for outputs in (first.keras, first.tflite))
     return Check(

@@ -53,10 +53,10 @@ def convert_as_is(model: tf.keras.Model, *, int8_io: bool = False) -> bytes:
             for number, output in enumerate(tf.nest.flatten(model(images, training=False)))
         },
         input_signature=[tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="images")],
-    )
-    _check_padding(function.get_concrete_function().graph)
+    ).get_concrete_function()
+    _check_padding(function.graph)
     module = tf.Module()
-    module.function, module.weights = function, model.weights
+    module.weights = model.weights
     with silence(), tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(
             module,

@@ -26,7 +26,7 @@ from larq_adambnn.arguments import (
 )
 from larq_adambnn.data import Preparation
 from larq_adambnn.export import int8 as eight_bits
-from larq_adambnn.export import selftest
+from larq_adambnn.export import interpreter, selftest
 from larq_adambnn.export.check import Check, check
 from larq_adambnn.export.convert import check_form, convert_as_is
 from larq_adambnn.export.description import (
@@ -175,14 +175,15 @@ def export(
         _refuse(model, diagnosis.float_layers)
     report = check(model, tflite, images, labels, quantized=int8, processes=processes)
     sums = work(Graph(tflite))
-    test = selftest.make(tflite, images)
+    network = interpreter.load(tflite)
+    test = selftest.make(network, images)
     description = Description(
         file=file,
         sha256=hashlib.sha256(tflite).hexdigest(),
         bytes=len(tflite),
         float_bytes=4 * model.count_params(),
         trained_in=trained_in,
-        **signature(tflite),
+        **signature(network),
         preprocessing=None if preparation is None else Preprocessing.of(preparation),
         class_names=list(class_names),
         binary_convolutions=_binary_convolutions(diagnosis),

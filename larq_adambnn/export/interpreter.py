@@ -10,7 +10,7 @@ import numpy as np
 
 from larq_adambnn.export.workers import Worker
 
-__all__ = ["KERNELS", "load", "predict", "predictions", "run"]
+__all__ = ["KERNELS", "load", "predict", "predictions", "run", "with_kernels"]
 
 _ALONE_SECONDS = 1.0  # of work, before further processes are worth their start
 _MOST_PROCESSES = 8
@@ -47,6 +47,18 @@ def load(tflite: bytes | Worker, **kernels: bool) -> Worker:
     _check_types("input", worker.input_types, worker.input_scales)
     _check_types("output", worker.output_types, worker.output_scales)
     return worker
+
+
+def with_kernels(tflite: bytes | Worker) -> Iterator[tuple[str, Worker]]:
+    """The name of each of `KERNELS`, and LCE's interpreter of a file with them; see `load`.
+
+    It is one process, which opens the file with one after the other.
+    """
+    interpreter = load(tflite)
+    for name, kernels in KERNELS.items():
+        if kernels != interpreter.kernels:
+            interpreter.open(interpreter.tflite, **kernels)
+        yield name, interpreter
 
 
 def _check_types(name: str, kinds: list, scales: list) -> None:

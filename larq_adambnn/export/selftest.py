@@ -56,11 +56,11 @@ def path(tflite: pathlib.Path) -> pathlib.Path:
     return tflite.with_suffix(".selftest.bin")
 
 
-def make(tflite: bytes, images: np.ndarray) -> bytes:
+def make(tflite: bytes | Worker, images: np.ndarray) -> bytes:
     """The content of a file, from those of some images where rounding changes least.
 
     Args:
-        tflite: the network.
+        tflite: the network, see `interpreter.load`.
         images: preprocessed, (B, H, W, C); at most the first 32 are looked at.
     """
     size = int(np.prod(images.shape[1:]))
@@ -69,8 +69,8 @@ def make(tflite: bytes, images: np.ndarray) -> bytes:
     scale = np.float32(max(np.abs(images).max(), 1e-6) / 127)
     images = np.round(images / scale).astype(np.int8)
     with_kernels = [
-        interpreter.run(interpreter.load(tflite, **kernels), scale * images.astype(np.float32))
-        for kernels in interpreter.KERNELS.values()
+        interpreter.run(network, scale * images.astype(np.float32))
+        for _, network in interpreter.with_kernels(tflite)
     ]
     tolerance = np.concatenate(
         [np.full(o[0].size, _tolerance(o), np.float32) for o in with_kernels[0]]

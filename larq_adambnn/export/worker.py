@@ -63,6 +63,7 @@ class _Network:
         """Tries a file on an image of zeros, and returns its signature."""
         _limit_memory(MEMORY + 4 * len(tflite))
         signal.alarm(SECONDS)
+        self._run = None  # frees the memory of the file before
         interpreter = _interpreter_class()(tflite, **kernels)
         self._run = interpreter.interpreter.predict
         signature = {name: getattr(interpreter, name) for name in _SIGNATURE}

@@ -22,9 +22,27 @@ def run(tmp_path_factory, digits_run, tiny_network):
     """A run that knows the digits, with its float and int8 files."""
     directory = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(digits_run, directory)
-    for flags in ([], ["--int8", "--io_type=int8", "--split=train", "--check_images=1437"]):
+    for flags in ([], ["--int8", "--io_type=int8"]):
         assert main.main(["--mode=export", f"--run={directory}", *flags]) == 0
     return directory
+
+
+@pytest.fixture(scope="module")
+def arrays(run):
+    """(images, labels) by split."""
+    dataset = datasets.load(load_run(run))
+    return {split: exports.arrays(dataset, split) for split in ("test", "train")}
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """A number for each file that is opened."""
+    opened = []
+    open_file = workers.Worker.open
+    monkeypatch.setattr(
+        workers.Worker, "open", lambda worker, *given: opened.append(1) or open_file(worker, *given)
+    )
+    return opened
 
 
 def evaluated(capsys, *flags):
@@ -39,14 +57,13 @@ def evaluated(capsys, *flags):
     return name, words[0], float(words[2]), float(words[5]), int(words[8])
 
 
-def accuracies(tflite, split, run):
-    images, labels = exports.arrays(datasets.load(load_run(run)), split)
+def accuracies(tflite, images, labels):
     ranking = np.argsort(-export.predict(tflite, images), axis=-1, kind="stable")
     return [100 * np.mean((ranking[:, :k] == labels[:, None]).any(-1)) for k in (1, 5)]
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
-def test_a_run_and_its_file_agree(split, run, capsys):
+def test_a_run_and_its_file_agree(split, run, arrays, capsys):
     keras = evaluated(capsys, f"--run={run}", f"--split={split}")
     file = run / "model.tflite"
     tflite = evaluated(capsys, f"--run={run}", f"--tflite={file}", f"--split={split}")
@@ -55,24 +72,27 @@ def test_a_run_and_its_file_agree(split, run, capsys):
     assert keras[1] == tflite[1] == split
     assert keras[4] == tflite[4] == {"test": 360, "train": 1437}[split]
     assert tflite[2:4] == pytest.approx(keras[2:4], abs=100 / 360)  # one image
-    expected = accuracies(file.read_bytes(), split, run)
+    expected = accuracies(file.read_bytes(), *arrays[split])
     assert tflite[2:4] == pytest.approx(expected, abs=0.005)
     assert tflite[2] > 60
 
 
 @pytest.mark.parametrize("name", ["model", "model_int8"])
-def test_a_file_by_itself_is_prepared_as_its_json_says(name, run, data_dir, capsys):
+def test_a_file_by_itself_is_prepared_as_its_json_says(name, run, arrays, data_dir, capsys, opened):
     flags = ("--dataset=digits", f"--data_dir={data_dir}", "--image_size=48")
     file = run / f"{name}.tflite"
     received = evaluated(capsys, f"--tflite={file}", *flags)
-    assert received[2:4] == pytest.approx(accuracies(file.read_bytes(), "test", run), abs=0.005)
+    assert len(opened) == 1
+    expected = accuracies(file.read_bytes(), *arrays["test"])
+    assert received[2:4] == pytest.approx(expected, abs=0.005)
 
 
-def test_a_file_without_json_takes_the_flags(run, data_dir, tmp_path, capsys):
+def test_a_file_without_json_takes_the_flags(run, arrays, data_dir, tmp_path, capsys, opened):
     file = shutil.copy(run / "model.tflite", tmp_path)
     flags = ("--dataset=digits", f"--data_dir={data_dir}")
     received = evaluated(capsys, f"--tflite={file}", *flags)
-    expected = accuracies((run / "model.tflite").read_bytes(), "test", run)
+    assert len(opened) == 1
+    expected = accuracies((run / "model.tflite").read_bytes(), *arrays["test"])
     assert received[2:4] == pytest.approx(expected, abs=0.005)
 
 
@@ -82,18 +102,6 @@ def test_over_several_processes(run, capsys, monkeypatch):
     monkeypatch.setattr(export.interpreter, "_ALONE_SECONDS", 0.0)
     monkeypatch.setattr(inference, "cores", lambda: 2)
     assert evaluated(capsys, f"--run={run}", f"--tflite={file}") == alone
-
-
-@pytest.mark.parametrize("json", [True, False], ids=["with json", "without json"])
-def test_one_process_opens_a_file(json, run, data_dir, tmp_path, capsys, monkeypatch):
-    opened = []
-    open_file = workers.Worker.open
-    monkeypatch.setattr(
-        workers.Worker, "open", lambda worker, *given: opened.append(1) or open_file(worker, *given)
-    )
-    file = run / "model.tflite" if json else shutil.copy(run / "model.tflite", tmp_path)
-    evaluated(capsys, f"--tflite={file}", "--dataset=digits", f"--data_dir={data_dir}")
-    assert len(opened) == 1
 
 
 def test_the_step_before_the_last_and_the_best_weights(run, data_dir, tmp_path, capsys):

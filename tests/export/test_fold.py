@@ -28,7 +28,7 @@ def assert_exact(model, folded, count=4):
 
 @pytest.mark.parametrize(
     ("name", "size", "width", "pad_values"),
-    [("reactnet_a", 32, 0.25, 0), ("reactnet_a", 96, 0.125, 1), ("reactnet18", 64, 0.125, 1)],
+    [("reactnet_a", 32, 0.125, 0), ("reactnet18", 64, 0.125, 1)],
 )
 def test_folded_networks_compute_the_same(name, size, width, pad_values, float64):
     model = exports.network(name, size, width, pad_values=pad_values)
@@ -42,10 +42,10 @@ def test_folded_networks_compute_the_same(name, size, width, pad_values, float64
     assert not folding.zero_scales
 
 
-@pytest.mark.parametrize("form", [(True, False), (False, False)])
-def test_networks_that_are_not_all_binary_fold_too(form, float64):
-    model = binarize(exports.network("reactnet18", 32, 0.125), *form)
-    assert_exact(model, fold(model).model)
+def test_networks_that_are_not_all_binary_fold_too(float64):
+    model = exports.network("reactnet18", 32, 0.125)
+    for form in ((True, False), (False, False)):
+        assert_exact(model, fold(binarize(model, *form)).model)
 
 
 def test_the_original_stays_as_it_is():
@@ -57,18 +57,6 @@ def test_the_original_stays_as_it_is():
     for weight, value in zip(model.weights, weights, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
     np.testing.assert_array_equal(logits(model, images), before)
-
-
-def test_operators():
-    """A shift before each sign but one, a shortcut for each binary convolution, and no more.
-
-    ReActNet-A's are counted in `test_check`.
-    """
-    expected = {"LceBconv2d": 16, "LceQuantize": 16, "PRELU": 16, "ADD": 31, "CONV_2D": 4}
-    found = operators(convert(exports.network("reactnet18", 32, 0.125, pad_values=1)))
-    assert {kind: found[kind] for kind in expected} == expected
-    rest = set(found) - set(expected)
-    assert rest <= {"CONCATENATION", "AVERAGE_POOL_2D", "REVERSE_V2", "MEAN", "FULLY_CONNECTED"}
 
 
 def test_small_images_are_padded_as_meant(float64):
@@ -85,13 +73,13 @@ def test_small_images_are_padded_as_meant(float64):
 
 
 def test_a_scale_of_zero_is_a_constant(float64):
-    model = exports.network("reactnet18", 32, 0.125)
-    layer = model.get_layer("block3_conv3x3")
+    model = exports.randomized(exports.tiny((32, 32, 3), 10))
+    layer = model.get_layer("conv2")
     kernel = layer.kernel.numpy()
     kernel[..., [1, 4]] = 0
     layer.set_weights([kernel])
     folding = fold(model)
-    assert folding.zero_scales == {"block3_conv3x3": 2}
+    assert folding.zero_scales == {"conv2": 2}
     assert_exact(model, folding.model)
     signs, scales = signs_and_scales(layer)
     assert set(np.unique(signs)) == {-1, 1}
@@ -382,8 +370,8 @@ def test_a_sum_of_a_value_and_its_pool(float64):
 
 def test_numbers_that_are_not_finite_come_to_an_end():
     """A diverged network is folded too; the check will tell."""
-    model = exports.network("reactnet18", 32, 0.0625)
-    for layer in model.layers[:40]:
+    model = exports.randomized(exports.tiny((32, 32, 3), 10))
+    for layer in model.layers:
         for weight in layer.weights:
             if "shift" in weight.name:
                 weight.assign(np.full(weight.shape, np.nan if len(layer.name) % 2 else np.inf))
