@@ -4,12 +4,13 @@ import contextlib
 import ctypes
 import glob
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
-__all__ = ["cores", "give_back", "has_nvidia_card", "notes_aside", "quiet"]
+__all__ = ["cores", "give_back", "has_nvidia_card", "notes_aside", "processor", "quiet"]
 
 # Keeps the last of what it reads, and tells it unless it ends with a zero
 _KEEPER = """
@@ -22,6 +23,15 @@ if kept[-1:] != b"\\0":
 """
 _KEEPER_SECONDS = 5.0  # that it may take to end
 _SMI_SECONDS = 10.0  # that nvidia-smi may take, which waits for a card that hangs
+_UNITS = {  # of a processor, by what Linux calls them
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_tile": "AMX",
+    "amx_bf16": "AMX BF16",
+    "asimd": "NEON",
+    "bf16": "bfloat16",
+}
 _of_python = None  # its standard error, while C's is kept aside
 
 
@@ -30,6 +40,19 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """What the processor is called, and its units that multiply many numbers at once."""
+    try:
+        with open(cpuinfo, encoding="utf-8", errors="replace") as file:
+            pairs = (line.partition(":") for line in file if ":" in line)
+            found = {name.strip(): value.strip() for name, _, value in pairs}
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    flags = found.get("flags", found.get("Features", "")).split()
+    units = [name for flag, name in _UNITS.items() if flag in flags]
+    return ", ".join([found.get("model name", platform.machine()), *units])
 
 
 def has_nvidia_card(

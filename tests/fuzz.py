@@ -39,7 +39,6 @@ sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file_
 
 SECONDS, MEMORY, LINE = 60, 1e9, 500
 HANGS = 600  # seconds, on a machine that may be busy with other work
-BATCH = 40  # mutants a process
 FAULTS = ("raw", "crash", "memory", "time")
 NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 65535, 65536, 100_000, 2**31 - 1, 2**31, 2**32 - 1)
 
@@ -510,7 +509,8 @@ def use_torch(path):
     return library(read)
 
 
-# The kinds: how many in a hundred, the file, how its schema is changed, what is done with it
+# The kinds: how many in a hundred, the file, how its schema is changed, what is done with it, and
+# how many mutants a process takes (a training leaves 20 MB of memory taken, an analysis 10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -519,6 +519,7 @@ class Kind:
     file: str
     schema: Callable
     use: Callable
+    batch: int = 40
 
 
 def _image(suffix, schema):
@@ -543,7 +544,7 @@ KINDS = {
         8, "tfds/digits/1.0.0/digits-test.tfrecord-00000-of-00001", record, use_data("digits")
     ),
     "tflite": Kind(18, "tflite/model.tflite", tflite, use_tflite),
-    "npz": Kind(4, "trained/checkpoints/*.npz", npz, use_resume),
+    "npz": Kind(4, "trained/checkpoints/*.npz", npz, use_resume, batch=1),
     "h5": Kind(6, "run/checkpoints/step2.weights.h5", h5, use_run(*PREDICT, "--run={run}")),
     "pth": Kind(6, "torch/weights.pth", pth, use_torch),
     "safetensors": Kind(5, "torch/weights.safetensors", safetensors, use_torch),
@@ -551,7 +552,7 @@ KINDS = {
     "export": Kind(
         5, "run/export.json", json_tree, use_run(*PREDICT, "--tflite={run}/model.tflite")
     ),
-    "metrics": Kind(3, "run/metrics.csv", lines, use_run("--mode=analyze", "--run={run}")),
+    "metrics": Kind(3, "run/metrics.csv", lines, use_run("--mode=analyze", "--run={run}"), batch=1),
 }
 
 
@@ -702,7 +703,7 @@ def tried(kind: str, numbers: list[int], seed: int, folder: pathlib.Path):
     """Yields (number, [outcome, line, bytes, seconds]) for each mutant."""
     while numbers:
         reader, writer = os.pipe()
-        child = forked(run_batch, kind, numbers[:BATCH], seed, folder, writer)
+        child = forked(run_batch, kind, numbers[: KINDS[kind].batch], seed, folder, writer)
         os.close(writer)
         buffer, current = b"", None
         while True:

@@ -110,10 +110,12 @@ def called_twice(x):
     return x
 
 
-def called_twice_on_one(x):
+def called_on_one_tensor(x):
     shared = layers.BinaryConv2D(32, 3, name="conv")
-    y, z = shared(x), shared(x)
-    return tf.keras.layers.Add(name="add")([norm(y, "bn1"), norm(z, "bn2")])
+    inputs = [tf.keras.Input(x.shape[1:], name=name) for name in ("left", "right")]
+    inside = tf.keras.layers.Add(name="add")([norm(shared(inputs[0]), "bn1"), inputs[1]])
+    inner = tf.keras.Model(inputs, inside, name="inner")
+    return tf.keras.layers.Add(name="add2")([inner([x, x]), inner([x, norm(shared(x), "bn2")])])
 
 
 def called_on_two_tensors(x):
@@ -206,7 +208,7 @@ SMALL = {
     "chain, zero padding": small(lambda x: conv(norm(conv(x, "a", pad_values=0.0), "bn"), "b"), 2),
     "real, gammas near zero": small(real, 1, gammas=(1.0, 0.0, 1e-6, -1e-6)),
     "called twice": small(called_twice, 2),
-    "called twice on one tensor": small(called_twice_on_one, 2),
+    "called three times on one tensor": small(called_on_one_tensor, 3),
     "called on two tensors": small(called_on_two_tensors, 2),
     "called at two sizes": small(called_at_two_sizes, 2),
     "nested, called twice": small(nested, 2),

@@ -55,3 +55,24 @@ def test_what_c_code_writes_is_told_if_the_process_ends(end, told):
     command = [sys.executable, "-c", PROGRAM.format(end=end)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.stderr.splitlines() == told
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (
+            "model name\t: Xeon: 4\nflags\t\t: fpu avx2 avx512f amx_tile amx_bf16\n",
+            "Xeon: 4, AVX2, AVX-512, AMX, AMX BF16",
+        ),
+        ("model name : Cortex-A76\nFeatures\t: fp asimd\n", "Cortex-A76, NEON"),
+        ("model name : 486\n", "486"),
+    ],
+)
+def test_the_processor_and_its_units(tmp_path, text, expected):
+    (tmp_path / "cpuinfo").write_text(text)
+    assert machine.processor(str(tmp_path / "cpuinfo")) == expected
+
+
+def test_the_processor_is_always_called_something(tmp_path):
+    assert machine.processor(str(tmp_path / "none"))
+    assert machine.processor()

@@ -11,7 +11,7 @@ import tensorflow as tf
 from larq_adambnn.export.fold import signs_and_scales
 from larq_adambnn.export.tflite import Graph, Operator
 from larq_adambnn.layers import KERNELS, is_binary, quantizer
-from larq_adambnn.walk import named_nodes
+from larq_adambnn.walk import named_nodes, walk
 
 __all__ = [
     "Diagnosis",
@@ -173,12 +173,22 @@ def _channels(operator: Operator, words: int) -> int:
     return channels // (-(-channels // 32) // words)  # by the number of groups
 
 
-def call_inputs(model: tf.keras.Model) -> dict[str, tuple[int, int]]:
-    """What each call of a layer takes, by its name: the same for calls on one tensor."""
-    inputs, times = {}, collections.Counter()  # a model in it may be called twice
-    for name, node in named_nodes(model):
-        times[id(node)] += 1
-        inputs[name] = (id(node.keras_inputs[0]), times[id(node)])
+def call_inputs(model: tf.keras.Model) -> dict[str, int]:
+    """A number of what each call of a layer takes, by its name: the same for equal values.
+
+    Values are equal if the same layers compute them from the same inputs of the model.
+    """
+    names = (name for name, _ in named_nodes(model))  # in the order of `walk`
+    inputs, numbers = {}, {}
+
+    def call(node, given):
+        inputs[next(names)] = given[0]
+        results = [
+            (id(node.layer), *given, index) for index in range(len(tf.nest.flatten(node.outputs)))
+        ]
+        return [numbers.setdefault(result, len(numbers)) for result in results]
+
+    walk(model, range(-len(model.inputs), 0), call)
     return inputs
 
 

@@ -1,5 +1,8 @@
 """--benchmark=train: training iterations of a config, beside the published network in PyTorch.
 
+PyTorch runs as published, with images in channels_last (and under autocast, where the precision
+is bfloat16), and compiled on top of that.
+
 Each network has a process of its own, so that the peak memory is its own.  They take one
 iteration each in turns, so that whatever else the machine does slows both down.
 """
@@ -10,8 +13,11 @@ import dataclasses
 import functools
 import glob
 import importlib.util
+import math
 import multiprocessing.connection
+import os
 import resource
+import shutil
 import statistics
 import sys
 import tempfile
@@ -19,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from larq_adambnn.errors import UsageError
-from larq_adambnn.machine import cores, quiet
+from larq_adambnn.machine import cores, processor, quiet
 from larq_adambnn.runs.config import Config
 
 __all__ = ["Contender", "contenders", "epoch_times", "main", "operator_times", "take_turns"]
@@ -27,7 +33,13 @@ __all__ = ["Contender", "contenders", "epoch_times", "main", "operator_times", "
 _WARM_UP, _ROUNDS = 2, 10  # iterations of each network
 _LISTED = 8
 _EPOCHS = 3  # of which the one in the middle counts: it neither traces nor finishes the run
-_OURS, _TWIN = "larq_adambnn", "published network in PyTorch"
+_OURS = "larq_adambnn"
+_RIVALS = {  # options of `twin.Training`
+    "PyTorch as published": {},
+    "PyTorch, channels_last": {"channels_last": True},
+    "PyTorch, compiled": {"channels_last": True, "compiled": True},
+}
+_PUBLISHED = next(iter(_RIVALS))
 _IN_LINE = "larq_adambnn, one operator at a time"  # so that their times add up to an iteration's
 _HOOKS = (
     "on_epoch_begin",
@@ -68,30 +80,43 @@ def main(config: Config) -> None:
     print(
         f"{config.model}, width {config.width:g}, {config.image_size} x {config.image_size}, batch "
         f"{config.batch_size}, {config.precision}, {cores()} cores; "
-        f"{_ROUNDS} iterations each, in turns"
+        f"{_ROUNDS} iterations each, in turns\n{processor()}"
     )
     strategies.say_devices(tf.distribute.get_strategy())
-    names = [_OURS]
-    if config.model != "reactnet_a":
-        print(f"(the {_TWIN} is reactnet_a, so there is nothing to compare with)")
-    elif importlib.util.find_spec("torch") is None:
-        print(f"(without torch there is no {_TWIN}: pip install -r requirements-dev.txt)")
-    else:
-        names.append(_TWIN)
+    names = [_OURS, *_rivals(config)]
     for step, weights in ((1, "real"), (2, "binary")):
         print(
             f"\nstep {step} ({weights} weights)".ljust(33)
             + f"{'images/s':>9}{'range':>15}{'first':>12}{'peak memory':>13}"
+            + f"{'ratio':>8}{'pays after':>12}" * (len(names) > 1)
         )
         with contenders(config, step, names) as found:
             take_turns(found.values(), _ROUNDS)
             for name, contender in found.items():
-                _print_speed(name, contender, config.batch_size)
-            if len(found) > 1:
-                print(f"{'ratio':<32}{_ratio(*found.values()):9.2f}")
+                _print_speed(name, contender, config.batch_size, found)
+        if len(names) > 1:
+            print(
+                f"ratio: how many times as fast {_OURS} is; pays after: so many iterations, with "
+                f"the first one, take no longer than those of {_PUBLISHED}"
+            )
         with contenders(config, step, [_IN_LINE]) as found:
             _print_operators(found[_IN_LINE].ask("operators"))
     _print_epoch(config)
+
+
+def _rivals(config: Config) -> list[str]:
+    """The rows of PyTorch that can run here; says why where there are fewer."""
+    if config.model != "reactnet_a":
+        print("(the published network is reactnet_a, so there is nothing to compare with)")
+        return []
+    if importlib.util.find_spec("torch") is None:
+        print("(nothing to compare with without torch: pip install -r requirements-dev.txt)")
+        return []
+    compiler = os.environ.get("CXX", "g++")  # as PyTorch looks for it
+    if shutil.which(compiler) is None:
+        print(f"(PyTorch cannot compile without {compiler})")
+        return [name for name, options in _RIVALS.items() if "compiled" not in options]
+    return list(_RIVALS)
 
 
 @contextlib.contextmanager
@@ -99,10 +124,12 @@ def contenders(config: Config, step: int, names) -> Iterator[dict[str, Contender
     """The networks of the given names after their first iteration, warmed up."""
     context = multiprocessing.get_context("spawn")
     found, processes = {}, []
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     try:
         for name in names:
             connection, theirs = context.Pipe()
-            processes.append(context.Process(target=_serve, args=(theirs, name, config, step)))
+            arguments = (theirs, name, config, step, folder.name)
+            processes.append(context.Process(target=_serve, args=arguments))
             processes[-1].start()
             theirs.close()
             try:
@@ -119,6 +146,7 @@ def contenders(config: Config, step: int, names) -> Iterator[dict[str, Contender
         for process in processes:
             process.terminate()
             process.join()
+        folder.cleanup()
 
 
 def take_turns(found, rounds: int) -> None:
@@ -135,13 +163,30 @@ def _ratio(ours: Contender, theirs: Contender) -> float:
     return statistics.median(their / our for their, our in pairs)
 
 
-def _print_speed(name: str, contender: Contender, images: int) -> None:
+def _print_speed(name: str, contender: Contender, images: int, found) -> None:
     slow, fast = images / max(contender.seconds), images / min(contender.seconds)
-    print(
+    row = (
         f"{name:<32}{images / statistics.median(contender.seconds):9.1f}"
         f"{f'{slow:.1f} - {fast:.1f}':>15}{contender.first:10.1f} s"
         f"{contender.ask('memory') / 2**30:9.2f} GiB"
     )
+    if name in _RIVALS:
+        row += f"{_ratio(found[_OURS], contender):8.2f}"
+    elif len(found) > 1:
+        row += " " * 8
+    if _PUBLISHED in found and name != _PUBLISHED:
+        after = pays_after(contender, found[_PUBLISHED])
+        row += f"{'never' if after is None else after:>12}"
+    print(row)
+
+
+def pays_after(contender: Contender, other: Contender) -> int | None:
+    """The first number of iterations that takes a contender no longer; None if none does."""
+    saved = statistics.median(other.seconds) - statistics.median(contender.seconds)
+    lost = contender.first - other.first
+    if lost <= 0:
+        return 1
+    return 1 + math.ceil(lost / saved) if saved > 0 else None
 
 
 def _print_operators(times: dict[str, float]) -> None:
@@ -159,11 +204,18 @@ def _multiplies(kernel: str) -> bool:
     return any(name in kernel for name in _MATRIX)
 
 
-def _serve(connection, name: str, config: Config, step: int) -> None:
-    """Answers requests until the other end is closed."""
+def _serve(connection, name: str, config: Config, step: int, folder: str) -> None:
+    """Answers requests until the other end is closed.
+
+    Args:
+        folder: where PyTorch keeps what it compiles, so that the next one compiles it again.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/{name}"
     with quiet():
-        make = {_OURS: _ours, _IN_LINE: _ours_in_line, _TWIN: _theirs}[name]
-        iteration = make(config, step)
+        if name in _RIVALS:
+            iteration = _theirs(config, step, **_RIVALS[name])
+        else:
+            iteration = {_OURS: _ours, _IN_LINE: _ours_in_line}[name](config, step)
     requests: dict[str, Callable] = {
         "iteration": lambda: _seconds(iteration),
         "memory": _peak_memory,
@@ -222,7 +274,7 @@ def _ours_in_line(config: Config, step: int) -> Callable[[], object]:
     return _ours(config, step)
 
 
-def _theirs(config: Config, step: int) -> Callable[[], object]:
+def _theirs(config: Config, step: int, channels_last=False, compiled=False):
     import torch
 
     from larq_adambnn.commands.benchmark import twin
@@ -237,7 +289,14 @@ def _theirs(config: Config, step: int) -> Callable[[], object]:
         stem_stride=config.stem_stride or (2 if config.image_size >= 64 else 1),
         binary=step == 2,
     )
-    train = twin.Training(network, config.learning_rate, config.weight_decay[step - 1])
+    train = twin.Training(
+        network,
+        config.learning_rate,
+        config.weight_decay[step - 1],
+        channels_last=channels_last,
+        autocast=channels_last and config.precision == "bfloat16",
+        compiled=compiled,
+    )
     images = torch.randn(config.batch_size, channels, config.image_size, config.image_size)
     target = torch.randn(config.batch_size, len(class_names))
     return lambda: train(images, target)

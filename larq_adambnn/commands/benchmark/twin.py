@@ -119,10 +119,28 @@ class ReActNetA(nn.Module):
 
 
 class Training:
-    """Forward, distribution loss, backward and Adam, with the published set of decays."""
+    """Forward, distribution loss, backward and Adam, with the published set of decays.
 
-    def __init__(self, network: nn.Module, learning_rate: float, weight_decay: float):
-        self.network = network.train()
+    Args:
+        channels_last: whether images and kernels lie in memory with their channels last.
+        autocast: whether convolutions and what PyTorch thinks fit are computed in bfloat16.
+        compiled: whether the network is compiled.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        weight_decay: float,
+        *,
+        channels_last: bool = False,
+        autocast: bool = False,
+        compiled: bool = False,
+    ):
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.autocast = autocast
+        network = network.train().to(memory_format=self.format)
+        self.network = torch.compile(network) if compiled else network
         decayed, others = [], []
         for name, parameter in network.named_parameters():
             (decayed if parameter.ndim == 4 or "conv" in name else others).append(parameter)
@@ -133,7 +151,9 @@ class Training:
 
     def __call__(self, images: torch.Tensor, teacher_logits: torch.Tensor) -> float:
         """The loss before the update."""
-        logits = self.network(images)
+        images = images.contiguous(memory_format=self.format)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            logits = self.network(images).to(teacher_logits.dtype)
         target = F.softmax(teacher_logits, dim=1)
         loss = -(target * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
         self.optimizer.zero_grad()

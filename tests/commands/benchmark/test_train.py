@@ -60,8 +60,54 @@ def test_twin_trains_as_our_network_does(step, decay, float64):
         np.testing.assert_allclose(value.detach(), final[name], rtol=0, atol=1e-8, err_msg=name)
 
 
+def losses_of(dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    network = twin.ReActNetA(width=0.125, num_classes=10).to(dtype)
+    images, target = torch.randn(4, 3, 64, 64, dtype=dtype), torch.randn(4, 10, dtype=dtype)
+    training = twin.Training(network, 2.5e-3, 0.0, **options)
+    return [training(images, target) for _ in range(3)]
+
+
+def test_channels_last_trains_the_same():
+    np.testing.assert_allclose(losses_of(channels_last=True), losses_of(), rtol=1e-10)
+
+
+def test_autocast_trains_nearly_the_same():
+    """Rounding turns some of the signs."""
+    received = losses_of(torch.float32, channels_last=True, autocast=True)
+    exact = losses_of(torch.float32)
+    assert received != exact
+    np.testing.assert_allclose(received, exact, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_the_compiled_network_trains_the_same():
+    compiled = losses_of(channels_last=True, compiled=True)
+    np.testing.assert_allclose(compiled, losses_of(), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "first, seconds, expected",
+    [
+        (1.0, 2.0, 1),
+        (4.0, 3.0, None),
+        (4.0, 2.0, None),
+        (4.0, 1.5, 5),
+        (4.5, 1.5, 6),
+        (2.0, 2.5, 1),
+    ],
+)
+def test_iterations_that_pay_for_the_first_one(first, seconds, expected):
+    other = train.Contender(None, 2.0, [2.0, 2.0, 9.0])
+    contender = train.Contender(None, first, [seconds])
+    assert train.pays_after(contender, other) == expected
+    if expected:  # as counted one by one
+        totals = [(first + n * seconds, 2.0 + n * 2.0) for n in range(expected)]
+        assert [ours <= theirs for ours, theirs in totals] == [False] * (expected - 1) + [True]
+
+
 def test_contenders_take_turns_and_are_measured():
-    names = [train._IN_LINE, train._TWIN]
+    names = [train._IN_LINE, train._PUBLISHED]
     with train.contenders(SMALL, 2, names) as found:
         train.take_turns(found.values(), rounds=2)
         assert list(found) == names
@@ -96,8 +142,8 @@ def test_winograds_convolution_counts_as_a_convolution():
 
 def test_a_process_that_ends_is_reported():
     with (
-        pytest.raises(UsageError, match="PyTorch ended"),
-        train.contenders(dataclasses.replace(SMALL, batch_size=-1), 1, [train._TWIN]),
+        pytest.raises(UsageError, match="as published ended"),
+        train.contenders(dataclasses.replace(SMALL, batch_size=-1), 1, [train._PUBLISHED]),
     ):
         pass
 
