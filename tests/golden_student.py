@@ -1,4 +1,4 @@
-"""Trains a network of the golden vectors as the published code did: python golden_student.py CASE.
+"""Trains a network of the golden vectors as the published code did: python golden_student.py.
 
 In a process of its own, since float64 at 224 x 224 takes memory that TensorFlow keeps.  So that
 a laptop has enough, ReActNet-A's convolutions and RPReLUs are computed again in the backward
@@ -24,18 +24,25 @@ from larq_adambnn import checkpoints, kernels, layers, losses, models, optimizer
 SEED = 0
 RATE = 2.5e-3
 BINARY = {"step1": (True, False), "step2": (True, True)}
+# The iterations of training in each case: gradients come from the first, the optimizer's state
+# and the running statistics from the third.  `reactnet_a_step2` differs from `adambnn_step2` in
+# the names and shapes of its checkpoint, so that inference is enough.
+ITERATIONS = {
+    "reactnet18": {"reactnet18_step1": 1, "reactnet18_step2": 3},
+    "reactnet_a": {"adambnn_step1": 3, "adambnn_step2": 1, "reactnet_a_step2": 0},
+}
 
 
-def loaded(case):
-    """The Keras model of a case with its seeded weights, the state_dict, and the golden arrays."""
+def built(network):
+    return models.build(network, input_shape=(224, 224, 3), num_classes=1000)
+
+
+def load(model, case):
+    """Gives a model the seeded weights of a case; the state_dict, and the golden arrays."""
     state_dict = seeded.state_dict(case, SEED)
-    network, _, step = case.replace("adambnn", "reactnet_a").rpartition("_")
-    model = models.build(network or case, input_shape=(224, 224, 3), num_classes=1000)
     checkpoints.load_state_dict(model, state_dict)
-    if step in BINARY:
-        larq_adambnn.binarize(model, *BINARY[step])
     with np.load(seeded.HERE / f"{case}_seed{SEED}.npz") as golden:
-        return model, state_dict, dict(golden)
+        return state_dict, dict(golden)
 
 
 def channels_last(images):
@@ -63,20 +70,19 @@ def save_memory(model):
             object.__setattr__(layer, "call", tf.recompute_grad(layer.call))
 
 
-def check(case):
-    """Inference, the round trip of the weights, and three iterations of compile's training.
+def check(model, case, iterations):
+    """Inference, the round trip of the weights, and iterations of compile's training.
 
-    `reactnet_a_step2` differs from `adambnn_step2` in the names and shapes of its checkpoint,
-    so that its gradients are enough.
     The first moment after the first iteration is (1 - beta_1) times the gradient, decay included.
     """
-    model, state_dict, golden = loaded(case)
+    state_dict, golden = load(model, case)
+    larq_adambnn.binarize(model, *BINARY[case[-5:]])
     assert_same_bits(checkpoints.to_state_dict(model), state_dict)
     assert_logits(model, golden)
     state_dict = dict.fromkeys(state_dict)  # the names
+    if not iterations:
+        return
 
-    if model.name == "reactnet_a":
-        save_memory(model)
     decay = 5e-6 if case.endswith("step1") else 0.0
     model.compile(
         optimizer=optimizers.Adam(learning_rate=RATE, weight_decay=decay),
@@ -102,10 +108,9 @@ def check(case):
     norms = [norms[variables[name]] for name in names]
     np.testing.assert_allclose(norms, golden["grad_norms"], rtol=1e-8)
 
-    if case != "reactnet_a_step2":
-        received += [model.train_on_batch(*batch) for _ in range(2)]
-    np.testing.assert_allclose(received, golden["train_losses"][: len(received)], rtol=1e-10)
-    if len(received) == 1:
+    received += [model.train_on_batch(*batch) for _ in range(iterations - 1)]
+    np.testing.assert_allclose(received, golden["train_losses"][:iterations], rtol=1e-10)
+    if iterations == 1:
         return
 
     final = checkpoints.to_state_dict(model)
@@ -126,4 +131,9 @@ def check(case):
 
 if __name__ == "__main__":
     tf.keras.backend.set_floatx("float64")
-    check(sys.argv[1])
+    for network, cases in ITERATIONS.items():
+        student = built(network)
+        if network == "reactnet_a":
+            save_memory(student)
+        for case, iterations in cases.items():
+            check(student, case, iterations)

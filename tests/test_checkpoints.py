@@ -1,10 +1,12 @@
 """PyTorch's checkpoints in and out, with PyTorch itself as the judge."""
 
 import argparse
+import functools
 import json
 import os
 import pathlib
 import pickle
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -20,6 +22,7 @@ from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import load_run
 from larq_adambnn.runs.directory import Run
 from larq_adambnn.runs.students import load_student
+from larq_adambnn.weights import load
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
@@ -33,6 +36,12 @@ def build(name, size=(64, 64), classes=10, **options):
     return models.build(
         name, input_shape=(*size, 3), num_classes=classes, **{"width": WIDTH, **options}
     )
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """`build`, each network once."""
+    return functools.cache(build)
 
 
 def random_state_dict(model, seed=0):
@@ -201,8 +210,8 @@ def test_reads_parameters_and_half_precision(tmp_path):
     assert_same_bits(checkpoints.load_torch(tmp_path / "a.pth"), expected)
 
 
-def test_weights_in_half_precision_come_out_as_float32():
-    model = models.reactnet18((32, 32, 1), 10, width=WIDTH)
+def test_weights_in_half_precision_come_out_as_float32(shared):
+    model = shared("reactnet18")
     half = {
         name: value.astype(np.float16) if value.dtype.kind == "f" else value
         for name, value in random_state_dict(model).items()
@@ -325,8 +334,8 @@ def test_reads_safetensors(name, prefix, tmp_path):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_saves_what_the_published_code_loads(name, tmp_path):
-    model = build(name)
+def test_saves_what_the_published_code_loads(name, shared, tmp_path):
+    model = shared(name)
     state_dict = random_state_dict(model)
     checkpoints.load_state_dict(model, state_dict)
     path = tmp_path / "new" / "a.pth"
@@ -346,17 +355,17 @@ def test_saves_what_the_published_code_loads(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_round_trip_is_bit_for_bit(name):
-    model = build(name)
+def test_round_trip_is_bit_for_bit(name, shared):
+    model = shared(name)
     state_dict = random_state_dict(model)
     assert checkpoints.load_state_dict(model, state_dict) is model
     assert_same_bits(checkpoints.to_state_dict(model), state_dict)
 
 
 @pytest.mark.parametrize("name", ["reactnet_a", "reactnet18"])
-def test_flat_kernels(name):
+def test_flat_kernels(name, shared):
     """They are read, and written again as they were; the naming can also be chosen."""
-    model = build(name)
+    model = shared(name)
     state_dict = random_state_dict(model)
     flat = flattened(state_dict)
     assert flat.keys() != state_dict.keys()
@@ -368,9 +377,9 @@ def test_flat_kernels(name):
     assert_same_bits(checkpoints.to_state_dict(model, flat_kernels=True), flat)
 
 
-def test_counters_may_be_missing_altogether():
+def test_counters_may_be_missing_altogether(shared):
     """As in files of PyTorch before 0.4.1; it reads them so itself."""
-    model = build("resnet34")
+    model = shared("resnet34")
     state_dict = random_state_dict(model)
     counters = {name for name in state_dict if name.endswith("num_batches_tracked")}
     assert len(counters) == 36
@@ -379,11 +388,6 @@ def test_counters_may_be_missing_altogether():
     received = checkpoints.to_state_dict(model)
     assert all(received.pop(name) == 0 for name in counters)
     assert_same_bits(received, old)
-
-
-@pytest.fixture(scope="module")
-def reactnet_a():
-    return build("reactnet_a")
 
 
 def dropped(state_dict):
@@ -463,9 +467,9 @@ def too_large(state_dict):
         too_large,
     ],
 )
-def test_is_strict(damage, reactnet_a):
+def test_is_strict(damage, shared):
     """The error says what is wrong, and the model is as it was."""
-    model = reactnet_a
+    model = shared("reactnet_a")
     before = checkpoints.to_state_dict(model)
     state_dict = random_state_dict(model)
     text = damage(state_dict)
@@ -475,23 +479,15 @@ def test_is_strict(damage, reactnet_a):
     assert_same_bits(checkpoints.to_state_dict(model), before)
 
 
-def test_long_lists_are_cut(reactnet_a):
-    state_dict = random_state_dict(build("reactnet18"))
+def test_long_lists_are_cut(shared):
+    state_dict = random_state_dict(shared("reactnet18"))
     with pytest.raises(ValueError, match=r"missing: .* and \d+ more; unexpected: .* and \d+ more"):
-        checkpoints.load_state_dict(reactnet_a, state_dict)
+        checkpoints.load_state_dict(shared("reactnet_a"), state_dict)
 
 
-@pytest.mark.parametrize(
-    "name, size",
-    [
-        ("reactnet_a", (80, 80)),
-        ("reactnet_a", (33, 33)),
-        ("reactnet18", (64, 65)),
-        ("reactnet18", (96, 80)),
-    ],
-)
+@pytest.mark.parametrize("name, size", [("reactnet_a", (80, 80)), ("reactnet18", (96, 80))])
 def test_refuses_odd_sizes_before_a_stride(name, size):
-    """Also where they come up inside: 80 is 5 before the last stride."""
+    """Where they come up inside: 80 is 5 before the last stride.  (--image_size=33 is below.)"""
     model = build(name, size)
     state_dict = random_state_dict(model)
     with pytest.raises(ValueError, match="Expected even sizes before every stride of 2"):
@@ -731,12 +727,12 @@ def test_the_planted_payload_would_run(tmp_path):
     assert (tmp_path / "mark").exists()
 
 
-def test_without_torch(monkeypatch, tmp_path, capfd):
+def test_without_torch(shared, monkeypatch, tmp_path, capfd):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match="pip install torch"):
         checkpoints.load_torch("a.pth")
     with pytest.raises(ImportError, match="pip install torch"):
-        checkpoints.save_torch(build("resnet34"), tmp_path / "a.pth")
+        checkpoints.save_torch(shared("resnet34"), tmp_path / "a.pth")
     (tmp_path / "a.pth").touch()
     status, _, lines = run_main(
         capfd, *IMPORT, f"--source={tmp_path}/a.pth", f"--output_dir={tmp_path}/run"
@@ -857,10 +853,11 @@ def test_import_refuses_what_does_not_fit(flags, text, source, tmp_path, capfd):
     assert not run.exists()
 
 
-def test_import_of_nan(tmp_path, capfd):
-    model = models.reactnet18((32, 32, 1), 10, width=WIDTH)
-    model.get_layer("classifier").bias.assign([np.nan] * 10)
-    checkpoints.save_torch(model, tmp_path / "a.pth")
+def test_import_of_nan(source, tmp_path, capfd):
+    state_dict = checkpoints.load_torch(source)
+    state_dict["fc.bias"][:] = np.nan
+    tensors = {name: torch.from_numpy(value) for name, value in state_dict.items()}
+    torch.save(tensors, tmp_path / "a.pth")
     status, _, lines = run_main(
         capfd, *IMPORT, f"--source={tmp_path}/a.pth", f"--output_dir={tmp_path}/run"
     )
@@ -875,7 +872,8 @@ TRAIN = (
     "--order=one_step",
     "--loss=cross_entropy",
     "--epochs=1",
-    "--batch_size=512",
+    "--batch_size=64",
+    "--train_images=64",
     "--learning_rate=1e-9",
     "--weight_decay=0,0",
     "--crop=none",
@@ -890,20 +888,28 @@ def student_of(run):
     return load_student(Run(run), config, datasets.load(config))
 
 
-def test_an_imported_run_is_a_run(source, tmp_path, capfd, data_dir):
+@pytest.fixture(scope="module")
+def imported(source, tmp_path_factory, data_dir):
+    """The run of that file; copy it before changing it."""
+    run = tmp_path_factory.mktemp("imported") / "run"
+    flags = (f"--data_dir={data_dir}", f"--source={source}", f"--output_dir={run}")
+    assert main.main([*IMPORT, *flags]) == 0
+    return run
+
+
+def test_an_imported_run_is_a_run(source, imported, tmp_path, capfd, data_dir):
     """It can be imported again, evaluated, and be the start of a training, but not resumed."""
-    run, place = tmp_path / "run", f"--data_dir={data_dir}"
+    run, place = shutil.copytree(imported, tmp_path / "run"), f"--data_dir={data_dir}"
     command = (*IMPORT, place, f"--source={source}", f"--output_dir={run}")
     expected = checkpoints.load_torch(source)
     kernels = [value for name, value in expected.items() if "binary" in name]
     zeros = sum(int(np.sum(kernel == 0)) for kernel in kernels)
     weights = sum(kernel.size for kernel in kernels)
     assert zeros > 0
-    for _ in range(2):
-        status, out, lines = run_main(capfd, *command)
-        assert (status, lines) == (0, [])
-        assert "the end of its step 2" in out
-        assert f"{zeros} of {weights:,} binary weights are 0" in out
+    status, out, lines = run_main(capfd, *command)
+    assert (status, lines) == (0, [])
+    assert "the end of its step 2" in out
+    assert f"{zeros} of {weights:,} binary weights are 0" in out
     assert {file.name for file in run.iterdir()} == {
         ".lock",
         "checkpoints",
@@ -911,9 +917,9 @@ def test_an_imported_run_is_a_run(source, tmp_path, capfd, data_dir):
         "flags.cfg",
     }
 
-    imported = student_of(run)
-    assert layers.binarization(imported) == (True, True)
-    received = checkpoints.to_state_dict(imported)
+    student = student_of(run)
+    assert layers.binarization(student) == (True, True)
+    received = checkpoints.to_state_dict(student)
     assert received.keys() == expected.keys()
     for name, value in expected.items():
         if not name.endswith("num_batches_tracked"):  # which weight files do not hold
@@ -929,9 +935,9 @@ def test_an_imported_run_is_a_run(source, tmp_path, capfd, data_dir):
         capfd, *TRAIN, place, f"--init_from={run}", f"--output_dir={trained}"
     )
     assert (status, lines) == (0, [])
-    for a, b in zip(
-        student_of(trained).trainable_variables, imported.trainable_variables, strict=True
-    ):
+    before = [variable.numpy() for variable in student.trainable_variables]
+    load(student, Run(trained).weights(1))
+    for a, b in zip(student.trainable_variables, before, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
     status, _, lines = run_main(capfd, f"--flagfile={run}/flags.cfg", "--mode=train")
@@ -962,20 +968,19 @@ def test_import_of_step_1(source, tmp_path, capfd, data_dir):
         (["--init_from=/none"], "--init_from: expected a run directory"),
     ],
 )
-def test_init_from_another_network(flags, text, source, tmp_path, capfd, data_dir):
-    run, output, place = tmp_path / "run", tmp_path / "out", f"--data_dir={data_dir}"
-    run_main(capfd, *IMPORT, place, f"--source={source}", f"--output_dir={run}")
+def test_init_from_another_network(flags, text, imported, tmp_path, capfd, data_dir):
+    output, place = tmp_path / "out", f"--data_dir={data_dir}"
     status, _, lines = run_main(
-        capfd, *TRAIN, place, f"--init_from={run}", f"--output_dir={output}", *flags
+        capfd, *TRAIN, place, f"--init_from={imported}", f"--output_dir={output}", *flags
     )
     assert status == 2
     assert len(lines) == 1 and text in lines[0]
     assert not output.exists()
 
 
-def test_init_from_an_unfinished_run(source, tmp_path, capfd, data_dir):
-    run, output, place = tmp_path / "run", tmp_path / "out", f"--data_dir={data_dir}"
-    run_main(capfd, *IMPORT, place, f"--source={source}", f"--output_dir={run}")
+def test_init_from_an_unfinished_run(imported, tmp_path, capfd, data_dir):
+    run, output = shutil.copytree(imported, tmp_path / "run"), tmp_path / "out"
+    place = f"--data_dir={data_dir}"
     Run(run).weights(2).unlink()
     status, _, lines = run_main(
         capfd, *TRAIN, place, f"--init_from={run}", f"--output_dir={output}"

@@ -5,14 +5,13 @@ Both run on one and the same core, in turns, on files that the system has in mem
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import PIL.Image
@@ -110,10 +109,10 @@ def compare(
     )
     dataset = datasets.load(plain)
     measured = {
-        "decode": lambda: _decoded(dataset),
-        "augmentation: crop, resize, flip, normalize": functools.partial(_augmented, dataset),
+        "decode": _decoded(dataset),
+        "augmentation: crop, resize, flip, normalize": _augmented(dataset),
         **{
-            f"augmentation with {name}": functools.partial(_augmented, dataset, **changes)
+            f"augmentation with {name}": _augmented(dataset, **changes)
             for name, changes in _MORE.items()
         },
         _PIPELINE: lambda: (len(labels) for _, labels in dataset.train()),
@@ -185,13 +184,16 @@ def _whole(dataset: Dataset):
     return decode
 
 
-def _decoded(dataset: Dataset) -> Iterator[int]:
+def _decoded(dataset: Dataset) -> Callable[[], Iterator[int]]:
+    """Starts decoding whole images; the numbers of images in its batches."""
     decode = _whole(dataset)
     corners = _encoded(dataset).map(lambda encoded: decode(encoded)[0, 0], tf.data.AUTOTUNE)
-    return (len(batch) for batch in corners.batch(_BATCH).prefetch(1))
+    batches = corners.batch(_BATCH).prefetch(1)
+    return lambda: map(len, batches)
 
 
-def _augmented(dataset: Dataset, **changes) -> Iterator[int]:
+def _augmented(dataset: Dataset, **changes) -> Callable[[], Iterator[int]]:
+    """Starts augmenting with other settings; the numbers of images in its batches."""
     settings = dataclasses.replace(dataset.settings, **changes)
     decoded = _encoded(dataset).map(_whole(dataset)).take(_DECODED).cache().repeat().enumerate()
 
@@ -205,8 +207,10 @@ def _augmented(dataset: Dataset, **changes) -> Iterator[int]:
     images = decoded.map(augment, tf.data.AUTOTUNE)
     if settings.mixes:
         images = images.batch(2).map(mix, tf.data.AUTOTUNE).batch(_BATCH // 2)
-        return (2 * len(pairs) for pairs in images.prefetch(1))
-    return (len(batch) for batch, _ in images.batch(_BATCH).prefetch(1))
+        pairs = images.prefetch(1)
+        return lambda: (2 * len(batch) for batch in pairs)
+    batches = images.batch(_BATCH).prefetch(1)
+    return lambda: (len(batch) for batch, _ in batches)
 
 
 def pillow_batches(dataset: Dataset) -> Iterator[np.ndarray]:

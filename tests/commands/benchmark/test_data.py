@@ -45,7 +45,7 @@ def test_the_pillow_loop_makes_what_the_pipeline_makes(tmp_path):
 
 
 def test_all_parts_are_compared_on_one_core(tmp_path, monkeypatch):
-    benchmark.make_photographs(tmp_path, 64)
+    benchmark.make_photographs(tmp_path, 16)
     cores = os.sched_getaffinity(0)
     measured, speed = [], benchmark._speed
     monkeypatch.setattr(
@@ -54,8 +54,8 @@ def test_all_parts_are_compared_on_one_core(tmp_path, monkeypatch):
         lambda *arguments: measured.append((speed(*arguments), len(os.sched_getaffinity(0))))
         or measured[-1][0],
     )
-    config = settings(dataset="image_folder", data_dir=str(tmp_path))
-    speeds, ratio = benchmark.compare(config, rounds=3, seconds=0.1)
+    config = settings(dataset="image_folder", data_dir=str(tmp_path), image_size=32)
+    speeds, ratio = benchmark.compare(config, rounds=3, seconds=0.02)
     assert os.sched_getaffinity(0) == cores
     rounds = np.array([value for value, _ in measured[:-1]]).reshape(3, 7)
     assert (rounds > 0).all()
