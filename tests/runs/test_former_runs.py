@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import PIL.Image
 import pytest
-import tensorflow as tf
 
 import main
 from larq_adambnn.runs import exporting
@@ -29,14 +28,6 @@ def run(tmp_path):
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path / "run"
-
-
-@pytest.fixture
-def eager():
-    """Most of one iteration would be tracing."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def command(capsys, *flags):

@@ -7,22 +7,13 @@ import exports
 import parts
 import pytest
 import small
-import tensorflow as tf
 
 import larq_adambnn
 from larq_adambnn import export
 from larq_adambnn.runs import recipes
 from larq_adambnn.runs.students import load_student
 
-pytestmark = pytest.mark.usefixtures("small_network")
-
-
-@pytest.fixture(autouse=True)
-def _eager():
-    """Most of so short trainings would be tracing."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+pytestmark = pytest.mark.usefixtures("small_network", "eager")
 
 
 @pytest.mark.parametrize("part", recipes.PARTS, ids=lambda part: part.name)
