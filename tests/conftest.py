@@ -8,6 +8,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's would wait for each other beside others
 # In the processes that follow, large tensors go back to the system when they are freed.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
 
@@ -50,6 +51,7 @@ def _seeded():
     tf.keras.utils.set_random_seed(0)
     yield
     disable_op_determinism()
+    tf.config.run_functions_eagerly(False)
     tf.keras.mixed_precision.set_global_policy(None)  # which follows floatx
     tf.keras.backend.set_floatx("float32")
     tf.keras.backend.clear_session()
@@ -69,6 +71,12 @@ def _collected():
     gc.collect()
     gc.freeze()  # what is left stays, so that collecting what comes is quick
     machine.give_back()
+
+
+@pytest.fixture
+def eager():
+    """Nothing is traced in one test; most of a short training would be tracing."""
+    tf.config.run_functions_eagerly(True)
 
 
 @pytest.fixture

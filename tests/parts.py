@@ -1,13 +1,12 @@
 """Short trainings with parts of a recipe.
 
-As a program it trains with all parts on two replicas, as few at a time as can be together, and
-prints as JSON how many arrays differ where such a training was killed and resumed.
+As a program it trains with all parts on two replicas and prints as JSON how many arrays differ
+where such a training was killed and resumed.
 """
 
 import functools
 import json
 import os
-import pathlib
 import shutil
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import tensorflow as tf
 import larq_adambnn  # noqa: F401  (selects Keras 2)
 from larq_adambnn import data
 from larq_adambnn.runs import checkpoint, recipes, strategies, training
-from larq_adambnn.runs.config import parse
+from larq_adambnn.runs.config import Config, parse
 from larq_adambnn.runs.directory import Run
 from larq_adambnn.weights import load
 
@@ -37,7 +36,6 @@ FLAGS = (
     "--learning_rate=2e-2",
     "--teacher=self",
     "--snapshots=0",
-    "--checkpoint_iterations=1",
 )
 REPLICAS = ("--strategy=mirrored", "--devices=CPU:0,CPU:1")
 
@@ -59,19 +57,30 @@ def teach(images):
     return tf.stack([-brightness, brightness], axis=-1)
 
 
-def train(folder, *flags, tolerance=0.0) -> tuple[Run, int]:
+def configure(folder, *flags) -> Config:
+    """The settings of a run in a folder."""
+    return parse([*FLAGS, *flags, f"--output_dir={folder}/unbroken"])
+
+
+def train(config: Config) -> Run:
+    with training._opened(config, tf.distribute.get_strategy()) as run:
+        # One that is begun with its teacher's weights has to train it
+        training._fit(config, run, pictures(), None if config.init_from else teach)
+    return run
+
+
+def resume(config: Config, tolerance=0.0) -> tuple[Run, int]:
     """Trains a run, and another from a copy that was made in the middle of its last step.
 
     Args:
-        folder: where they are.
-        *flags: of the run.
+        config: of the run.
         tolerance: of the arrays' values, which are around 1 or below.
 
     Returns:
         The run, and in how many arrays the other differs at the end.
     """
-    config = parse([*FLAGS, *flags, f"--output_dir={folder}/unbroken"])
-    resumed = config.replace(output_dir=f"{folder}/resumed")
+    config = config.replace(checkpoint_iterations=1)
+    resumed = config.replace(output_dir=f"{config.output_dir}/../resumed")
     killed_at = 4 * len(config.steps) - 2
     save = checkpoint.Checkpoint._save
 
@@ -82,7 +91,7 @@ def train(folder, *flags, tolerance=0.0) -> tuple[Run, int]:
 
     checkpoint.Checkpoint._save = save_and_copy
     try:
-        runs = [_fit(config), _fit(resumed)]
+        runs = [train(config), train(resumed)]
     finally:
         checkpoint.Checkpoint._save = save
     model = small.network((32, 32, 1), 2)
@@ -90,13 +99,6 @@ def train(folder, *flags, tolerance=0.0) -> tuple[Run, int]:
     return runs[0], sum(
         not np.allclose(a, b, rtol=0.0, atol=tolerance) for a, b in zip(one, other, strict=True)
     )
-
-
-def _fit(config) -> Run:
-    with training._opened(config, tf.distribute.get_strategy()) as run:
-        # One that is begun with its teacher's weights has to train it
-        training._fit(config, run, pictures(), None if config.init_from else teach)
-    return run
 
 
 def weights(run: Run, model: tf.keras.Model) -> list[np.ndarray]:
@@ -116,7 +118,7 @@ def flags_of(settings) -> list[str]:
 
 
 def together() -> list[list[str]]:
-    """The flags of all parts, those that do not contradict each other in one set."""
+    """The flags of all parts, as few sets as do not contradict themselves."""
     sets: list[dict] = []
     for part in recipes.PARTS:
         for others in sets:
@@ -136,8 +138,8 @@ def main() -> None:
     for flags in together():
         with tempfile.TemporaryDirectory() as folder, strategy.scope():
             # Eager replicas differ by rounding (1e-7); an update is as large as the rate, 2e-2.
-            run = train(pathlib.Path(folder), *REPLICAS, *flags, tolerance=1e-6)
-            differences.append(run[1])
+            _, different = resume(configure(folder, *REPLICAS, *flags), tolerance=1e-6)
+            differences.append(different)
     print(json.dumps(differences))
 
 

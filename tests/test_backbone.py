@@ -28,14 +28,9 @@ def assert_equal(received, expected):
 
 @pytest.mark.parametrize("name", ["reactnet_a", "reactnet18", "resnet34"])
 def test_the_classifier_is_what_depends_on_the_classes(name):
-    few, many = (
-        models.build(name, input_shape=(32, 32, 1), num_classes=classes, width=0.02)
-        for classes in (2, 7)
-    )
-    expected = {
-        a.name for a, b in zip(few.weights, many.weights, strict=True) if a.shape != b.shape
-    }
-    assert {w.name for layer in backbone.classifier(few) for w in layer.weights} == expected
+    model = models.build(name, input_shape=(32, 32, 1), num_classes=11, width=0.02)
+    expected = {weight.name for weight in model.weights if 11 in weight.shape}
+    assert {w.name for layer in backbone.classifier(model) for w in layer.weights} == expected
 
 
 def test_what_follows_the_last_kernel_is_the_classifiers():
@@ -82,7 +77,7 @@ def fit(model, optimizer, epochs=2):
     model.fit(images, labels, 8, epochs=epochs, shuffle=False, callbacks=[switch], verbose=0)
 
 
-def test_a_frozen_backbone_stays_to_the_bit_through_both_steps():
+def test_a_frozen_backbone_stays_to_the_bit_through_both_steps(eager):
     model = backbone.freeze(network())
     kept, own = split(model)
     fit(model, optimizers.Adam(0.1, weight_decay=0.1))
@@ -91,7 +86,7 @@ def test_a_frozen_backbone_stays_to_the_bit_through_both_steps():
         assert np.abs(value - own[name]).min() > 1e-3
 
 
-def test_rates_of_a_network():
+def test_rates_of_a_network(eager):
     """A rate of 0 moves nothing but statistics; 1 is an optimizer without rates, to the bit."""
     model = network()
     kept, own = split(model)

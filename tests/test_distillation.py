@@ -35,10 +35,16 @@ def distiller(**options):
     return model, student, teacher
 
 
+@pytest.fixture(scope="module")
+def taught():
+    return distiller()
+
+
 @pytest.mark.parametrize("label_weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_loss_is_the_weighted_sum_of_both(label_weight, smoothing):
-    model, student, teacher = distiller(label_weight=label_weight, label_smoothing=smoothing)
+def test_loss_is_the_weighted_sum_of_both(label_weight, smoothing, taught, eager):
+    model, student, teacher = taught
+    model.label_weight, model.label_smoothing = label_weight, smoothing
     images, labels = batch()
     result = model.evaluate(images, labels, batch_size=8, return_dict=True, verbose=0)
     p = softmax(logits_of(teacher, images))
@@ -53,7 +59,7 @@ def test_loss_is_the_weighted_sum_of_both(label_weight, smoothing):
     assert result["top5_accuracy"] == np.mean((ranking[:, :5] == labels[:, None]).any(-1))
 
 
-def test_teacher_is_frozen_and_not_in_the_weights():
+def test_teacher_is_frozen_and_not_in_the_weights(eager):
     model, student, teacher = distiller()
     before = teacher.get_weights()
     assert not {id(v) for v in model.weights} & {id(v) for v in teacher.weights}
@@ -98,13 +104,13 @@ def test_microbatches_average_their_gradients():
 
 @pytest.mark.parametrize("jit_compile, microbatches", [(False, 1), (True, 2)])
 def test_loss_that_is_not_finite_stops_the_step(jit_compile, microbatches):
-    model, student, _ = distiller(microbatches=microbatches)
-    model.compile(tf.keras.optimizers.SGD(0.1), losses.DistributionLoss(), jit_compile=jit_compile)
-    student.get_layer("classifier").set_weights([np.full((8, 10), np.nan), np.zeros(10)])
-    before = [variable.numpy() for variable in student.trainable_variables]
+    model = plain(jit_compile=jit_compile)
+    model.microbatches = microbatches
+    before = [np.full((6, 4), np.nan), np.zeros(4)]
+    model.student.set_weights(before)
     with pytest.raises(tf.errors.InvalidArgumentError, match="loss is not finite"):
-        model.fit(*batch(), batch_size=8, verbose=0)
-    for variable, value in zip(student.trainable_variables, before, strict=True):
+        model.fit(*vectors(), batch_size=8, verbose=0)
+    for variable, value in zip(model.student.trainable_variables, before, strict=True):
         np.testing.assert_array_equal(variable, value)
 
 
@@ -118,6 +124,7 @@ def test_a_compiled_step_is_the_same_step(policy, microbatches, tolerance):
     tf.keras.mixed_precision.set_global_policy(policy)
     ends = []
     for jit_compile in (False, True):
+        tf.config.run_functions_eagerly(not jit_compile)
         tf.keras.utils.set_random_seed(0)
         images = x = tf.keras.Input((8, 8, 2))
         x = layers.RPReLU()(layers.BinaryConv2D(4, 3, strides=2)(layers.Shift()(x)))
@@ -201,6 +208,7 @@ FITS = {
 @pytest.mark.parametrize("name", FITS)
 def test_what_fit_takes_counts_as_in_keras(name, microbatches, label_weight):
     """Without a teacher the loss of the labels is the compiled one, whatever its share."""
+    tf.config.run_functions_eagerly(name != "sample_weight")
     model = plain()
     model.microbatches, model.label_weight = microbatches, label_weight
     twin, (images, labels) = twin_of(model), vectors()

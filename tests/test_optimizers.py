@@ -2,10 +2,7 @@
 
 import functools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -204,7 +201,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_serialization_round_trip(name):
+def test_serialization_round_trip(name, eager):
     optimizer = OPTIMIZERS[name]()
     config = tf.keras.optimizers.serialize(optimizer)
     text = json.dumps(config)
@@ -248,7 +245,7 @@ def test_config_has_the_decay_that_was_set():
 
 @pytest.mark.parametrize("name", ["adam", "amsgrad"])
 @pytest.mark.parametrize("kind", ["keras", "h5", "checkpoint"])
-def test_training_goes_on_after_saving(kind, name, tmp_path):
+def test_training_goes_on_after_saving(kind, name, tmp_path, eager):
     """Moments, iterations and decay come back: the third step is the same to the bit.
 
     (Keras drops every optimizer's state in its SavedModel format.)
@@ -366,16 +363,14 @@ for name in test_optimizers.MIRRORED_OPTIMIZERS:
 
 
 @pytest.fixture(scope="module")
-def two_replicas(tmp_path_factory):
+def two_replicas(tmp_path_factory, server):
     """Directory with the weights that MirroredStrategy reaches; devices need a new process."""
     directory = tmp_path_factory.mktemp("mirrored")
-    subprocess.run(
-        [sys.executable, "-c", f"import larq_adambnn{MIRRORED}", str(directory)],
-        cwd=pathlib.Path(__file__).parent,
-        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
-        check=True,
-        timeout=300,
-    )
+    program = directory / "program.py"
+    program.write_text(MIRRORED)
+    tests = pathlib.Path(__file__).parent
+    status, _, err = server.start(directory, program=program, cwd=tests).finish()
+    assert status == 0, err
     return directory
 
 

@@ -8,6 +8,8 @@ import tensorflow as tf
 import larq_adambnn
 from larq_adambnn import callbacks, layers, optimizers
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 STEPS, BATCH, RATE, MOMENTUM = 4, 4, 0.1, 0.75
 KERAS, LEGACY = tf.keras.optimizers, tf.keras.optimizers.legacy
 
@@ -35,14 +37,6 @@ def network():
         if variable.shape.rank == 4 and "idle" not in variable.name:
             variable.assign(weights.normal(0, 0.3, variable.shape))
     return model
-
-
-@pytest.fixture(autouse=True)
-def _eager():
-    """Most of so short trainings would be tracing."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 def compiled(optimizer):
@@ -274,22 +268,24 @@ def unbroken():
     return {eager: train(eager) for eager in (True, False)}
 
 
-@pytest.mark.parametrize("place", ["first", "last"])
 @pytest.mark.parametrize(
-    ("save_freq", "killed", "done"),
+    ("place", "save_freq", "killed", "done", "eager"),
     [
-        ("epoch", STEPS + 2, STEPS),  # in the switch's epoch, after the end of the one before
-        (1, 2, 2),
-        (1, STEPS, STEPS),  # after the last iteration of an epoch, before its end
-        (1, STEPS + 3, STEPS + 3),
-        (3, 2 * STEPS + 2, 2 * STEPS + 1),
+        # In the switch's epoch, after the end of the one before; the switch traces anew
+        ("first", "epoch", STEPS + 2, STEPS, True),
+        ("last", "epoch", STEPS + 2, STEPS, False),
+        # After the last iteration of an epoch, before its end
+        ("first", 1, STEPS, STEPS, True),
+        ("last", 1, STEPS, STEPS, True),
+        # Within an epoch of each step
+        ("last", 1, 2, 2, True),
+        ("first", 1, STEPS + 3, STEPS + 3, False),
+        ("last", 3, 2 * STEPS + 2, 2 * STEPS + 1, True),
     ],
 )
 def test_a_resumed_training_ends_as_the_unbroken_one(
-    place, save_freq, killed, done, unbroken, tmp_path
+    place, save_freq, killed, done, eager, unbroken, tmp_path
 ):
-    # The switch traces anew, also where it is restored
-    eager = (place, done) not in (("first", STEPS + 3), ("last", STEPS))
     tf.config.run_functions_eagerly(eager)
 
     def train(*more, first_iteration=0):
@@ -333,10 +329,11 @@ def test_two_of_one_kind_are_refused():
 
 def test_a_model_is_saved_during_a_fit_without_the_state(tmp_path, caplog):
     """In the format that holds everything a model tracks."""
-    model = resumable()
+    kinds = tf.keras.layers
+    model = tf.keras.Sequential([kinds.Flatten(input_shape=(5, 5, 2)), kinds.Dense(3)])
+    model.compile("sgd", "sparse_categorical_crossentropy")
     save = tf.keras.callbacks.ModelCheckpoint(str(tmp_path / "saved"))
-    with tf.keras.utils.custom_object_scope({"Idle": Idle}):
-        fit(model, [callbacks.AverageWeights(MOMENTUM), save], 1)
-        assert "python values" not in caplog.text
-        loaded = tf.keras.models.load_model(tmp_path / "saved")
+    fit(model, [callbacks.AverageWeights(MOMENTUM), save], 1)
+    assert "python values" not in caplog.text
+    loaded = tf.keras.models.load_model(tmp_path / "saved")
     np.testing.assert_array_equal(loaded(probe()), model(probe()))

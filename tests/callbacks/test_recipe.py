@@ -111,7 +111,7 @@ def test_short_periods_rise_to_the_whole_rate_and_never_above(warmup, iterations
     assert share_of_rate(iterations, iterations) == 0
 
 
-def test_a_schedule_sets_the_rate_of_each_iteration_of_a_fit():
+def test_a_schedule_sets_the_rate_of_each_iteration_of_a_fit(eager):
     schedule = callbacks.RateSchedule(0.01, (2, 1), warmup=0.25)
     seen, history = fit(compiled(optimizers.Adam()), [schedule], 3)
     rates = [schedule.value(iteration, STEPS) for iteration in range(3 * STEPS)]
@@ -120,7 +120,7 @@ def test_a_schedule_sets_the_rate_of_each_iteration_of_a_fit():
     assert max(rates) == 0.01 > rates[0] > 0
 
 
-def test_linear_decay_lowers_the_rate_at_each_step_of_a_fit():
+def test_linear_decay_lowers_the_rate_at_each_step_of_a_fit(eager):
     seen, history = fit(compiled(optimizers.Adam()), [callbacks.LinearDecay(0.01, (2, 1))], 3)
     first = [0.01 * (1 - t / (2 * STEPS)) for t in range(2 * STEPS)]
     second = [0.01 * (1 - t / STEPS) for t in range(STEPS)]
@@ -128,14 +128,14 @@ def test_linear_decay_lowers_the_rate_at_each_step_of_a_fit():
     assert history["learning_rate"][-1] == pytest.approx(second[-1])
 
 
-def test_published_decay_is_constant_in_an_epoch_and_ends_at_zero():
+def test_published_decay_is_constant_in_an_epoch_and_ends_at_zero(eager):
     decay = callbacks.LinearDecay(0.01, 4, published=True)
     seen, _ = fit(compiled(optimizers.Adam()), [decay], 4)
     expected = np.repeat(0.01 * (1 - np.arange(1, 5) / 4), STEPS)
     np.testing.assert_array_equal([s["rate"] for s in seen], np.float32(expected))
 
 
-def test_weight_decay_schedule_sets_each_epoch():
+def test_weight_decay_schedule_sets_each_epoch(eager):
     schedule = callbacks.WeightDecaySchedule({0: 5e-6, 2: 0.0, 3: -1e-4})
     seen, history = fit(compiled(optimizers.Adam()), [schedule], 4)
     expected = np.repeat([5e-6, 5e-6, 0.0, -1e-4], STEPS)
@@ -166,13 +166,13 @@ def test_switch_changes_the_form_resets_the_optimizer_and_keeps_the_weights():
     assert {round(s["rate"], 6) for s in seen} == {0.01}
 
 
-def test_switch_takes_other_orders():
+def test_switch_takes_other_orders(eager):
     switch = callbacks.TwoStepSwitch(1, first=(False, True), second=(True, True))
     seen, _ = fit(compiled(optimizers.Adam()), [switch], 2)
     assert [s["form"] for s in seen] == [(False, True)] * STEPS + [(True, True)] * STEPS
 
 
-def test_switch_reloads_the_best_weights(tmp_path):
+def test_switch_reloads_the_best_weights(tmp_path, eager):
     path = str(tmp_path / "best.weights.h5")
     found = {}
 
@@ -223,7 +223,7 @@ def test_recipe_trains_in_mixed_float16():
     assert np.isfinite(history["loss"]).all()
 
 
-def test_losses_in_bfloat16_track_those_of_float32():
+def test_losses_in_bfloat16_track_those_of_float32(eager):
     histories = []
     for policy in ("float32", "mixed_bfloat16"):
         tf.keras.mixed_precision.set_global_policy(policy)
@@ -307,6 +307,7 @@ def averaged(values, momentum):
 @pytest.mark.parametrize("momentum", [0.9, 0.9999])
 def test_averaged_weights_are_evaluated_and_training_goes_on_with_the_others(momentum):
     """Those since the switch, with the statistics of the batch norm."""
+    tf.config.run_functions_eagerly(momentum == 0.9999)
     history, evaluated = [], []
 
     def values(model):
@@ -338,6 +339,7 @@ def test_averaged_weights_are_evaluated_and_training_goes_on_with_the_others(mom
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_batch_norms_are_evaluated_with_statistics_of_the_weights(momentum):
     """Of the averaged ones; the training itself is the same with and without."""
+    tf.config.run_functions_eagerly(momentum == 0.0)
     batches = tf.data.Dataset.from_tensor_slices(data()).batch(16)
     found = []
 
@@ -387,14 +389,14 @@ def test_wrong_arguments_are_refused(build, message):
         build()
 
 
-def test_linear_decay_needs_a_rate_that_it_can_set():
+def test_linear_decay_needs_a_rate_that_it_can_set(eager):
     schedule = tf.keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)
     for kind in (tf.keras.optimizers.SGD, tf.keras.optimizers.legacy.SGD, optimizers.Adam):
         with pytest.raises(ValueError, match="with the schedule ExponentialDecay"):
             fit(compiled(kind(schedule)), [callbacks.LinearDecay(0.1, epochs=1)], 1)
 
 
-def test_the_switch_resets_every_optimizer_of_a_case_optimizer(tmp_path):
+def test_the_switch_resets_every_optimizer_of_a_case_optimizer(tmp_path, eager):
     """And loads the weights that it is to begin step 2 from."""
     latent = tf.keras.optimizers.legacy.Adam(0.01)
     optimizer = lq.optimizers.CaseOptimizer(
@@ -431,7 +433,7 @@ def test_the_switch_resets_every_optimizer_of_a_case_optimizer(tmp_path):
     assert max(np.abs(v.numpy()).max() for v in optimizer.optimizers[1].weights) > 0
 
 
-def test_the_switch_resets_whatever_the_batches_of_step_2_are():
+def test_the_switch_resets_whatever_the_batches_of_step_2_are(eager):
     """Its epochs may have more iterations than all that step 1 had."""
     model, (images, labels) = compiled(optimizers.Adam(0.01)), data()
     model.fit(images, labels, 8, 1, 0, [callbacks.TwoStepSwitch(1)])
@@ -440,7 +442,7 @@ def test_the_switch_resets_whatever_the_batches_of_step_2_are():
     assert optimizers.iterations(model.optimizer) == len(images) > before
 
 
-def test_an_interrupted_evaluation_does_not_leave_the_average_behind():
+def test_an_interrupted_evaluation_does_not_leave_the_average_behind(eager):
     model, average = compiled(optimizers.Adam(0.01)), callbacks.AverageWeights(0.9)
 
     def interrupt(batch, logs):

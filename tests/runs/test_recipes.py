@@ -2,19 +2,28 @@
 
 import csv
 import json
-import pathlib
-import subprocess
-import sys
 
 import exports
 import parts
 import pytest
 import small
-import tensorflow as tf
 
 import larq_adambnn
-from larq_adambnn import export, models
+from larq_adambnn import export
 from larq_adambnn.runs import recipes
+from larq_adambnn.runs.students import load_student
+
+pytestmark = pytest.mark.usefixtures("small_network", "eager")
+
+
+@pytest.mark.parametrize("part", recipes.PARTS, ids=lambda part: part.name)
+def test_a_part_learns(part, tmp_path):
+    """In both steps and in bfloat16."""
+    flags = (*parts.flags_of(part.settings), "--precision=bfloat16")
+    run = parts.train(parts.configure(tmp_path, *flags))
+    with run.metrics.open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["val_accuracy"]) > 0.9
 
 
 def operators(model):
@@ -30,32 +39,19 @@ def without():
     return found
 
 
-@pytest.mark.parametrize("part", recipes.PARTS, ids=lambda part: part.name)
-def test_a_part_learns_resumes_and_leaves_the_network_as_it_is(
-    part, without, tmp_path, monkeypatch
-):
-    """In both steps and in bfloat16; resumed bit for bit in the middle of the last step."""
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
-    flags = (*parts.flags_of(part.settings), "--precision=bfloat16")
-    tf.config.run_functions_eagerly(True)  # most of so short trainings would be tracing
-    try:
-        run, differences = parts.train(tmp_path, *flags)
-    finally:
-        tf.config.run_functions_eagerly(False)
-    with run.metrics.open() as file:
-        rows = list(csv.DictReader(file))
-    assert float(rows[-1]["val_accuracy"]) > 0.9
+@pytest.mark.parametrize("flags", parts.together(), ids=lambda flags: flags[0])
+def test_parts_resume_bit_for_bit_and_leave_the_network_as_it_is(flags, without, tmp_path):
+    """In the middle of the last step."""
+    config = parts.configure(tmp_path, *flags, "--precision=bfloat16")
+    run, differences = parts.resume(config)
     assert differences == 0
-    model = small.network((32, 32, 1), 2)
-    parts.weights(run, model)
-    assert operators(model) == without
+    assert operators(load_student(run, config, parts.pictures())) == without
 
 
-def test_parts_together_resume_on_two_replicas():
-    script = pathlib.Path(parts.__file__)
-    process = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr[-3000:]
-    differences = json.loads(process.stdout.splitlines()[-1])
+def test_parts_resume_on_two_replicas(server):
+    status, out, err = server.start(program=parts.__file__).finish()
+    assert status == 0, err
+    differences = json.loads(out.splitlines()[-1])
     assert differences and not any(differences)
 
 

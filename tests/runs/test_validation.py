@@ -43,8 +43,10 @@ def trained(small_network, data_dir, tmp_path_factory):
     directory = tmp_path_factory.mktemp("validation") / "run"
     flags = ("--epochs=3", "--validate_every=2", "--held_out=300", "--split=held_out")
     flags += ("--loss=cross_entropy", "--order=one_step", "--snapshots=0", "--nodeterministic")
+    tf.config.run_functions_eagerly(True)  # most of so short a training would be tracing
     with contextlib.redirect_stdout(io.StringIO()) as out:
         training.train(parse(small.flags_of(directory, data_dir, *flags)))
+    tf.config.run_functions_eagerly(False)
     return Run(directory), out.getvalue()
 
 
