@@ -153,14 +153,12 @@ def after_concatenation(x):
     return norm(conv(norm(x, "bn2"), "conv2"), "bn3")
 
 
-def after(layer):
-    """A batch norm after another layer than a convolution, before a binary convolution."""
-
-    def body(x):
-        y = norm(conv(norm(layer(x), "bn1"), "conv"), "bn2")
-        return tf.keras.layers.Flatten()(y)
-
-    return body
+def after_others(x):
+    """Batch norms after other layers than a convolution, before binary convolutions."""
+    pools = tf.keras.layers.MaxPooling2D(2), tf.keras.layers.AveragePooling2D(2)
+    for number, layer in enumerate((tf.keras.layers.ReLU(), *pools), start=1):
+        x = norm(conv(norm(layer(x), f"bn{number}"), f"conv{number}"), f"bn{number}b")
+    return tf.keras.layers.Flatten()(x)
 
 
 def after_sum(x):
@@ -215,9 +213,7 @@ SMALL = {
     "split": small(split, 2),
     "concatenation": small(after_concatenation, 2),
     "sum": small(after_sum, 2),
-    "ReLU": small(after(tf.keras.layers.ReLU(name="relu")), 1),
-    "max pool": small(after(tf.keras.layers.MaxPooling2D(2, name="pool")), 1),
-    "average pool": small(after(tf.keras.layers.AveragePooling2D(2, name="pool")), 1),
+    "ReLU, max pool, average pool": small(after_others, 3, sizes=(12, 16)),
     "pool before the batch norm": small(pool_between, 2),
     "one channel": small(lambda x: norm(conv(x, "conv", 1, 1), "bn"), 1, channels=1),
     "groups of 16": small(grouped(32, 2), 1, stays_float=GROUPS),

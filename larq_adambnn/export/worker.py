@@ -64,8 +64,8 @@ class _Network:
         _limit_memory(MEMORY + 4 * len(tflite))
         signal.alarm(SECONDS)
         self._run = None  # frees the memory of the file before
-        interpreter = _interpreter_class()(tflite, **kernels)
-        self._run = interpreter.interpreter.predict
+        interpreter = _interpreter(tflite, **kernels)
+        self._run = interpreter.predict
         signature = {name: getattr(interpreter, name) for name in _SIGNATURE}
         shapes, types = signature["input_shapes"], signature["input_types"]
         outputs = self._run([np.zeros(*spec) for spec in zip(shapes, types, strict=True)])
@@ -96,16 +96,17 @@ def _native(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, array.dtype.type)
 
 
-def _interpreter_class():
-    """LCE's Interpreter, without its package, which would import TensorFlow."""
+def _interpreter(tflite: bytes, *, use_indirect_bgemm: bool = False, use_xnnpack: bool = False):
+    """What LCE's Interpreter wraps, without its package, which would import TensorFlow."""
     if "larq_compute_engine" not in sys.modules:
         package = types.ModuleType("larq_compute_engine")
         spec = importlib.util.find_spec("larq_compute_engine")
         package.__path__ = spec.submodule_search_locations
         sys.modules["larq_compute_engine"] = package
-    from larq_compute_engine.tflite.python.interpreter import Interpreter
+    from larq_compute_engine.tflite.python.interpreter_wrapper_lite import LiteInterpreter
 
-    return Interpreter
+    threads, reference = 1, False
+    return LiteInterpreter(tflite, threads, reference, use_indirect_bgemm, use_xnnpack)
 
 
 def _limit_memory(size: int) -> None:

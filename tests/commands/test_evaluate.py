@@ -23,7 +23,8 @@ def run(tmp_path_factory, digits_run, tiny_network):
     directory = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(digits_run, directory)
     for flags in ([], ["--int8", "--io_type=int8"]):
-        assert main.main(["--mode=export", f"--run={directory}", *flags]) == 0
+        flags = [f"--run={directory}", "--check_images=36", *flags]
+        assert main.main(["--mode=export", *flags]) == 0
     return directory
 
 

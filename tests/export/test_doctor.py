@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from larq_adambnn import binarize, export, layers, models
 from larq_adambnn.export.convert import convert_as_is
+from larq_adambnn.export.device_times import features, work
 from larq_adambnn.export.doctor import binary_layers, bits, diagnose, pack
+from larq_adambnn.export.layer_work import layer_work
 from larq_adambnn.export.tflite import Graph
 
 SIGNS = {"input_quantizer": "ste_sign", "kernel_quantizer": "ste_sign"}
@@ -203,13 +205,19 @@ def test_the_operators_against_a_count_by_hand():
     assert {kind: row["count"] for kind, row in found.items()} == export.operators(tflite)
 
 
-def test_the_operators_of_reactnet18():
+@pytest.fixture(scope="module")
+def reactnet18():
+    """(model, its file, diagnosis)"""
+    model = exports.network("reactnet18", 32, 0.0625, pad_values=1)
+    return model, *examined(model)
+
+
+def test_the_operators_of_reactnet18(reactnet18):
     """A shift before each sign but one, a shortcut for each binary convolution, and no more.
 
     Their MACs are those of the network's own count.  ReActNet-A's are counted in `test_check`.
     """
-    model = exports.network("reactnet18", 32, 0.0625, pad_values=1)
-    _, diagnosis = examined(model)
+    model, _, diagnosis = reactnet18
     assert set(diagnosis.converted) == {f"block{number}_conv3x3" for number in range(1, 17)}
     found = diagnosis.operators
     counts = {"LceBconv2d": 16, "LceQuantize": 16, "PRELU": 16, "ADD": 31, "CONV_2D": 4}
@@ -219,6 +227,14 @@ def test_the_operators_of_reactnet18():
     counted = models.complexity(model)
     assert found["LceBconv2d"]["binary_macs"] == counted.bops
     assert sum(row["real_macs"] for row in found.values()) == counted.flops
+
+
+def test_the_work_of_its_layers_is_near_that_of_its_file(reactnet18):
+    model, tflite, _ = reactnet18
+    of_layers, of_file = layer_work(model), work(Graph(tflite))
+    ours, theirs = (features(sums.values()) for sums in (of_layers, of_file))
+    np.testing.assert_allclose(ours[:2], theirs[:2], rtol=1e-12)
+    np.testing.assert_allclose(ours[2:], theirs[2:], rtol=0.1)
 
 
 def test_a_zoo_network():

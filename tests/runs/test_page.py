@@ -10,43 +10,39 @@ import exports
 import numpy as np
 import PIL.Image
 import pytest
-import small
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
-from larq_adambnn import models
 from larq_adambnn.files import read_rows
 from larq_adambnn.runs import datasets, examination, exporting, report, students
 from larq_adambnn.runs.config import load_run
 from larq_adambnn.runs.directory import Run
 from larq_adambnn.runs.page import charts, render
 
-
-@pytest.fixture(autouse=True)
-def small_network(monkeypatch):
-    monkeypatch.setitem(models._NETWORKS, "reactnet18", small.network)
-
-
-def network_of(run, data_dir):
-    """The config, the data set and the network of a run."""
-    config = load_run(run.directory, data_dir=data_dir)
-    dataset = datasets.load(config)
-    return config, dataset, students.load_student(run, config, dataset)
+pytestmark = pytest.mark.usefixtures("small_network")
 
 
 @pytest.fixture(scope="module")
-def made(two_step_run, one_step_run, data_dir, tmp_path_factory):
+def dataset(two_step_run):
+    return datasets.load(load_run(two_step_run.directory))
+
+
+@pytest.fixture(scope="module")
+def student(two_step_run, dataset, small_network):
+    return students.load_student(two_step_run, load_run(two_step_run.directory), dataset)
+
+
+@pytest.fixture(scope="module")
+def made(two_step_run, one_step_run, dataset, small_network, tmp_path_factory):
     """A run with everything that a page can show."""
     run = Run(tmp_path_factory.mktemp("page") / "run")
     shutil.copytree(two_step_run.directory, run.directory)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models._NETWORKS, "reactnet18", small.network)
-        config, dataset, _ = network_of(run, data_dir)
-        exporting.export_run(run, config, dataset)
-        run.compared.write_text(json.dumps({"one_step_run": one_step_run.read_metrics()}))
-        run.analysis.write_text('[{"plot": "accuracy.png", "caption": "A figure."}]')
-        run.left_out.write_text('{"train": [{"name": "a.png", "reason": "is no image"}]}')
-        report.write(run, config)
+    config = load_run(run.directory)
+    exporting.export_run(run, config, dataset)
+    run.compared.write_text(json.dumps({"one_step_run": one_step_run.read_metrics()}))
+    run.analysis.write_text('[{"plot": "accuracy.png", "caption": "A figure."}]')
+    run.left_out.write_text('{"train": [{"name": "a.png", "reason": "is no image"}]}')
+    report.write(run, config)
     return run
 
 
@@ -194,8 +190,7 @@ def test_it_reads_well_on_a_phone_in_print_and_in_the_dark(made, browser):
     assert browser.messages() == []
 
 
-def test_the_test_images_are_those_that_the_network_mistakes_most(made, data_dir):
-    _, dataset, student = network_of(made, data_dir)
+def test_the_test_images_are_those_that_the_network_mistakes_most(made, dataset, student):
     found = examination.read(made)
     images, labels = exports.arrays(dataset, "test")
     logits = student.predict(images, verbose=0).astype(np.float64)
@@ -224,11 +219,10 @@ def test_the_test_images_are_those_that_the_network_mistakes_most(made, data_dir
             np.testing.assert_allclose(np.asarray(picture), 255 * pixels, atol=0.51)
 
 
-def test_of_many_images_the_first_are_looked_at(run, data_dir, monkeypatch):
+def test_of_many_images_the_first_are_looked_at(run, dataset, student, monkeypatch):
     monkeypatch.setattr(examination, "_SMALL_COUNT", 200)
-    config, dataset, student = network_of(run, data_dir)
     run.examination.unlink()
-    examination.examine(run, config, dataset)
+    examination.examine(run, load_run(run.directory), dataset)
     found = examination.read(run)
     assert (found.images, found.of) == (200, 360)
     images, labels = dataset.examples(200)
