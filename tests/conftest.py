@@ -135,7 +135,9 @@ def _trained(directory, data_dir, *flags):
     flags = small.flags_of(directory, data_dir, *flags, "--nodeterministic")
     with filelock.FileLock(f"{directory}.lock"), _as_reactnet18(small.network):
         if not directory.exists():  # another test process may have made it
+            tf.config.run_functions_eagerly(True)  # most of so short trainings would be tracing
             training.train(parse(flags))
+            tf.config.run_functions_eagerly(False)
     return Run(directory)
 
 

@@ -375,7 +375,7 @@ def two_replicas(tmp_path_factory, server):
 
 
 @pytest.mark.parametrize("name", MIRRORED_OPTIMIZERS)
-def test_two_replicas_are_one_device(name, two_replicas):
+def test_two_replicas_are_one_device(name, two_replicas, eager):
     """Two halves of a batch on two replicas update as the whole batch on one does."""
     expected = train_twice(name, tf.distribute.get_strategy())
     with np.load(two_replicas / f"{name}.npz") as received:

@@ -452,7 +452,9 @@ def run(strategy):
     for flags in measurements[3]._alive:  # on one device
         assert len(strategy.experimental_local_results(flags)) == 1, flags
     return {k: v for m in measurements for k, v in m.by_layer.items()}, weights, averaged
+tf.config.run_functions_eagerly(True)
 one, *weights_of_one = run(tf.distribute.get_strategy())
+tf.config.run_functions_eagerly(False)
 two, *weights_of_two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
 for expected, received in zip(weights_of_one, weights_of_two, strict=True):
     for a, b in zip(expected, received, strict=True):
