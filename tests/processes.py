@@ -31,14 +31,18 @@ class Server:
         )
         assert self._process.stdout.readline() == "ready\n"
 
-    def start(self, *arguments, program=None, environment=None, cwd=".") -> "Process":
-        """Starts main.py, or another program of Python, with arguments in a working directory."""
+    def start(self, *arguments, program=None, environment=None, cwd=".", eager=False) -> "Process":
+        """Starts main.py, or another program of Python, with arguments in a working directory.
+
+        Most of a short training is tracing, which an eager main.py does without.
+        """
         return Process(
             self,
             arguments=list(map(str, arguments)),
             program=program and str(program),
             environment=environment or {},
             cwd=os.path.abspath(cwd),
+            eager=eager,
         )
 
     def ask(self, **request):

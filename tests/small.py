@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import traceback
+import warnings
 from typing import NoReturn
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -113,8 +114,10 @@ def serve() -> None:
         os.kill(number, signal.SIGKILL)
 
 
-def _become(arguments, folder, program, environment, cwd) -> NoReturn:
+def _become(arguments, folder, program, environment, cwd, eager) -> NoReturn:
     """What `python small.py`, or another program, does, with its output in a folder."""
+    import tensorflow as tf
+
     from larq_adambnn.runs import directory
 
     status = 1
@@ -129,7 +132,12 @@ def _become(arguments, folder, program, environment, cwd) -> NoReturn:
             _copy_after_each_write(environment["COPIES_OF"], environment["COPIES_IN"])
         if program is None:
             use()
-            status = main.main(arguments)
+            command = main.main
+            if eager:
+                warnings.filterwarnings("ignore", "Even though")  # tf.data traces all the same
+                tf.config.run_functions_eagerly(True)
+                command = tf.autograph.experimental.do_not_convert(command)
+            status = command(arguments)
         else:
             sys.argv = [program, *arguments]
             runpy.run_path(program, run_name="__main__")

@@ -84,24 +84,22 @@ def test_long_values_are_cut_in_messages(value, tmp_path, monkeypatch, capsys):
     assert len(err) < 250
 
 
-def test_network_of_larq_zoo_without_it_says_what_to_install(tmp_path):
-    code = (
-        "import sys; sys.modules['larq_zoo'] = None; from larq_adambnn import commands; "
-        "sys.exit(commands.main(['--mode=summary', '--model=QuickNet']))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert 'pip install "larq_adambnn[zoo]"' in result.stderr
+def test_network_of_larq_zoo_without_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "larq_zoo", None)
+    assert main.main(["--mode=summary", "--model=QuickNet"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert 'pip install "larq_adambnn[zoo]"' in err
 
 
-def piped(reader, *flags, unbuffered=""):
-    """(status, output, errors) of the small network's main.py before a command of the shell."""
+SMALL = ROOT / "tests" / "small.py"
+
+
+def piped(reader, *flags, program=SMALL, unbuffered=""):
+    """(status, output, errors) of main.py before a command of the shell."""
     command = f'"$0" "$@" | {reader}; exit ${{PIPESTATUS[0]}}'
     result = subprocess.run(
-        ["bash", "-c", command, sys.executable, ROOT / "tests" / "small.py", *flags],
+        ["bash", "-c", command, sys.executable, program, *flags],
         env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         capture_output=True,
         timeout=300,
@@ -112,10 +110,17 @@ def piped(reader, *flags, unbuffered=""):
 SUMMARY = ("--mode=summary", "--model=reactnet18", "--dataset=digits", "--image_size=32")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("flags", [("--help",), SUMMARY], ids=["help", "summary"])
-def test_output_survives_a_reader_that_stops(flags, unbuffered):
-    status, out, err = piped("head -3", *flags, unbuffered=unbuffered)
+@pytest.mark.parametrize(
+    ("program", "flags", "unbuffered"),
+    [
+        (ROOT / "main.py", ("--help",), ""),
+        (ROOT / "main.py", ("--help",), "1"),
+        (SMALL, SUMMARY, "1"),  # predictions, below, are buffered
+    ],
+    ids=["help", "help unbuffered", "summary unbuffered"],
+)
+def test_output_survives_a_reader_that_stops(program, flags, unbuffered):
+    status, out, err = piped("head -3", *flags, program=program, unbuffered=unbuffered)
     assert status in (0, 141)  # all was written before, or the reader was gone
     assert (out.count(b"\n"), err) == (3, "")
 

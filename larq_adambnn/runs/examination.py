@@ -107,7 +107,7 @@ def examine(run: Run, config: Config, dataset: Dataset) -> None:
 
     def batches():
         left = images
-        for pixels, labels in dataset.evaluation(split).as_numpy_iterator():
+        for pixels, labels in dataset.evaluation().as_numpy_iterator():
             waiting.append((pixels[:left], labels[:left]))
             yield pixels[:left]
             left -= len(pixels)

@@ -1,6 +1,7 @@
 """--strategy, --precision and --tf32: which devices train, and in which arithmetic."""
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -32,6 +33,8 @@ __all__ = [
     "together",
     "wait_for_all",
 ]
+
+_PART = 4096  # numbers that the workers exchange at a time
 
 
 def prepare(config: Config) -> None:
@@ -266,22 +269,34 @@ def _exchange(strategy: tf.distribute.Strategy, text: str) -> list[str]:
     """The text of each worker, the chief's first; returns when every worker has come here."""
     if not _has_workers(strategy):
         return [text]
+    gather = _gatherer(strategy)
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    own = np.array([len(encoded), *encoded], np.int32)
+    parts = [gather(own[:_PART])]
+    while len(parts) * _PART <= parts[0][:, 0].max():
+        parts.append(gather(own[len(parts) * _PART :][:_PART]))
+    rows = np.concatenate(parts, axis=1)
+    return [row[1:][: row[0]].astype(np.uint8).tobytes().decode() for row in rows]
+
+
+@functools.cache
+def _gatherer(strategy: tf.distribute.Strategy) -> Callable[[np.ndarray], np.ndarray]:
+    """What gives the numbers of every worker, the chief's first.
+
+    They are int32 (_PART,), in which fewer are padded: what is of one shape is traced once.
+    """
     cluster = strategy.cluster_resolver.cluster_spec()
     devices = strategy.num_replicas_in_sync // sum(map(cluster.num_tasks, cluster.jobs))
 
-    def gather(values: np.ndarray) -> np.ndarray:
-        """The rows of all workers: that of a worker's first device."""
-        given = strategy.run(tf.function(lambda: tf.constant(values[np.newaxis])))
-        rows = strategy.gather(given, axis=0).numpy()
-        return rows[::devices]
+    @tf.function(autograph=False)
+    def gather(values: tf.Tensor) -> tf.Tensor:
+        return strategy.gather(strategy.run(lambda: values[tf.newaxis]), axis=0)
 
-    values = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-    sizes = gather(np.array([len(values)], np.int32))[:, 0]
-    rows = gather(np.pad(values, (0, max(1, sizes.max()) - len(values))))
-    return [
-        row[:size].astype(np.uint8).tobytes().decode()
-        for row, size in zip(rows, sizes, strict=True)
-    ]
+    def of_workers(values: np.ndarray) -> np.ndarray:
+        rows = gather(tf.constant(np.pad(values, (0, _PART - len(values)))))
+        return rows.numpy()[::devices]  # those of a worker's first device
+
+    return of_workers
 
 
 def distribute(strategy: tf.distribute.Strategy, dataset: Dataset, first_iteration: int) -> dict:

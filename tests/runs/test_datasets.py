@@ -275,7 +275,7 @@ def evaluated(capsys, run, folder, *flags):
     return float(words[words.index("top-1") + 1]), int(words[-2])
 
 
-def test_evaluation_labels_by_the_names_of_the_classes(copied, capsys):
+def test_evaluation_labels_by_the_names_of_the_classes(copied, eager, capsys):
     """Also where train/ has changed or is gone, and by the .tflite alone."""
     folder, run = copied
     for index in range(1, 6):  # many more flowers than chinas
@@ -398,10 +398,13 @@ def test_a_teacher_whose_weights_are_damaged_leaves_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_with_the_teacher_that_it_was_begun_with(teacher, data_dir, tmp_path, capsys):
+def test_a_run_goes_on_with_the_teacher_that_it_was_begun_with(
+    teacher, eager, data_dir, tmp_path, capsys
+):
     run, dataset, _ = teacher
     flags = [*FLAGS, "--dataset=digits", f"--data_dir={data_dir}", "--loss=distribution"]
-    flags += ["--train_images=12", "--noexport", f"--teacher={run}", f"--output_dir={tmp_path}/run"]
+    flags += ["--train_images=12", "--split=test[:12]", "--noexport"]
+    flags += [f"--teacher={run}", f"--output_dir={tmp_path}/run"]
     command(capsys, *flags)
     weights_file = run / "checkpoints" / "step2.weights.h5"
     digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
