@@ -32,7 +32,7 @@ def digits(server, tmp_path_factory, data_dir):
     """A run of ten classes and one channel."""
     run = tmp_path_factory.mktemp("digits") / "run"
     flags = ("--order=one_step", "--loss=cross_entropy", "--epochs=1")
-    status, _, err = server.start(*flags_of(run, data_dir, *flags)).finish()
+    status, _, err = server.start(*flags_of(run, data_dir, *flags), eager=True).finish()
     assert status == 0, err
     return run
 
@@ -94,7 +94,7 @@ def test_a_student_begins_with_the_weights_of_its_own_teacher(server, tmp_path, 
     run = tmp_path / "run"
     flags = ("--order=one_step", "--epochs=1", "--teacher=self", "--teacher_epochs=1")
     flags += ("--init_from=teacher", "--teacher_rate=0.01", "--learning_rate=1e-30")
-    status, _, err = server.start(*flags_of(run, data_dir, *flags)).finish()
+    status, _, err = server.start(*flags_of(run, data_dir, *flags), eager=True).finish()
     assert status == 0, err
     start, end = weights(run / "teacher", 1), weights(run, 1)
     kernels = [name for name, value in start.items() if value.ndim > 1]
