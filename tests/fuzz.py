@@ -552,7 +552,13 @@ KINDS = {
     "export": Kind(
         5, "run/export.json", json_tree, use_run(*PREDICT, "--tflite={run}/model.tflite")
     ),
-    "metrics": Kind(3, "run/metrics.csv", lines, use_run("--mode=analyze", "--run={run}"), batch=1),
+    "metrics": Kind(
+        3,
+        "run/metrics.csv",
+        lines,
+        use_run("--mode=analyze", "--resolution=3", "--run={run}"),
+        batch=1,
+    ),
 }
 
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 import main
 from larq_adambnn import checkpoints, layers, models
+from larq_adambnn.models import reactnet
 from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import load_run
 from larq_adambnn.runs.directory import Run
@@ -605,11 +606,11 @@ def flipped_weight(path, mark):
 
 
 def compressed(path, mark):
-    """A zip that would fill 1 GB."""
+    """A zip of a few kilobytes that would fill 64 MB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", pickle.dumps({}, protocol=2))
         with file.open("a/data/0", "w", force_zip64=True) as stream:
-            for _ in range(1 << 10):
+            for _ in range(1 << 6):
                 stream.write(bytes(1 << 20))
 
 
@@ -676,7 +677,7 @@ BAD_FILES = {
     arguments_alone: "Expected a state_dict",
     numpy_weights: "'a', a NotATensor",
     flipped_weight: "damaged or something else in the entry 'bad/data/0'",
-    compressed: "with compressed entries of 1,073,7",
+    compressed: "with compressed entries of 67,1",
     overlapping: "with overlapping entries of ",
     repeated: "Expected tensors no larger than their file",
     truncated_zip: "truncated, damaged",
@@ -817,11 +818,19 @@ def test_a_damaged_file_is_refused_or_read_as_it_was(kind, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def shallow():
+    """--model=reactnet18 has its first five blocks, the last of them with a stride."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reactnet, "_BLOCKS_18", reactnet._BLOCKS_18[:5])
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(shallow, tmp_path_factory):
     """A file as the authors save it, for the digits' one channel and ten classes."""
     model = models.reactnet18((32, 32, 1), 10, width=WIDTH)
     state_dict = random_state_dict(model)
-    state_dict["layer2.1.binary_conv.weight"][0, :3] = 0
+    state_dict["layer2.0.binary_conv.weight"][0, :3] = 0
     content = {f"module.{name}": torch.tensor(value) for name, value in state_dict.items()}
     path = tmp_path_factory.mktemp("source") / "checkpoint.pth.tar"
     torch.save({"epoch": 255, "state_dict": content}, path)

@@ -146,11 +146,10 @@ def test_streams_of_a_run_that_skips_resume_and_share(tmp_path):
     note(dataset, run)
     whole = list(dataset.train().take(10).as_numpy_iterator())
     again = load(folder, bad_images="skip", output_dir=str(run.directory))
-    for first, expected in ((4, whole[4:]), (9, whole[9:])):
-        received = list(again.train(first).take(10 - first).as_numpy_iterator())
-        for one, other in zip(received, expected, strict=True):
-            np.testing.assert_array_equal(one[0], other[0])
-            np.testing.assert_array_equal(one[1], other[1])
+    received = list(again.train(4).take(6).as_numpy_iterator())
+    for one, other in zip(received, whole[4:], strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
     shards = [next(iter(again.train(4, shard=(i, 2)))) for i in range(2)]
     np.testing.assert_array_equal(tf.concat([shard[0] for shard in shards], 0), whole[4][0])
 

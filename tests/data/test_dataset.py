@@ -46,11 +46,12 @@ MIXED = {"mixup": 0.4, "cutmix": 1.0}
 
 
 def test_a_pipeline_is_made_once_and_can_be_read_again(folder):
-    dataset = load(folder)
+    dataset, _ = numbered(20)
     assert dataset.train() is dataset.train(0) is dataset.train(first_iteration=0, shard=(0, 1))
     assert dataset.evaluation() is dataset.evaluation("", None)
     assert dataset.train() is not dataset.train(1)
     assert dataset.train() is not dataclasses.replace(dataset, name="other").train()
+    dataset = load(folder)
     assert_same(batches(dataset.evaluation(), 9), batches(dataset.evaluation(), 9))
     first = batches(dataset.train(), 1)
     images = np.concatenate([images for images, _ in batches(dataset.evaluation(), -1)])

@@ -399,7 +399,7 @@ def test_a_run_on_names_that_are_not_utf8(server, tmp_path):
         os.rename(directory + b"/flower", directory + b"/fleur\xe9")
         touch(pathlib.Path(os.fsdecode(directory + b"/fleur\xe9/\xff.jpg")), b"no image")
     flags = ["--model=reactnet18", "--image_size=32", "--noexport", "--batch_size=8"]
-    flags += ["--epochs=1", "--loss=cross_entropy", "--dataset=image_folder"]
+    flags += ["--epochs=1", "--loss=cross_entropy", "--order=one_step", "--dataset=image_folder"]
     flags += [f"--data_dir={tmp_path}/data", f"--output_dir={tmp_path}/run"]
     status, _, err = server.start(*flags, "--bad_images=skip").finish()
     assert status == 0, err

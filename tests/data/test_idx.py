@@ -218,7 +218,8 @@ def test_a_run_trains_on_idx_files_and_says_what_it_left_out(server, tmp_path):
     write(tmp_path / "data", train=40)
     relabel(tmp_path / "data", "t10k", {2: 77})
     flags = ["--model=reactnet18", "--image_size=32", "--noexport", "--crop=padded"]
-    flags += ["--batch_size=8", "--epochs=1", "--loss=cross_entropy", "--dataset=idx"]
+    flags += ["--batch_size=8", "--epochs=1", "--loss=cross_entropy", "--order=one_step"]
+    flags += ["--dataset=idx"]
     flags += [f"--data_dir={tmp_path}/data", f"--output_dir={tmp_path}/run"]
     status, out, err = server.start(*flags, "--bad_images=skip").finish()
     assert status == 0, err

@@ -49,7 +49,8 @@ def test_every_operation_is_tested():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_operation_is_pillows(name):
     strength, pillow, largest, share = EXPECTED[name]
-    operation = tf.function(randaugment.OPERATIONS[name][0])
+    signature = [tf.TensorSpec((None, None, 3), tf.uint8), tf.TensorSpec((), tf.float32)]
+    operation = tf.function(randaugment.OPERATIONS[name][0], input_signature=signature)
     for image in crops(4, seed=9):
         image = image.point(lambda value: value // 2 + 40)  # so that there is contrast to add
         expected = np.asarray(pillow(image)).astype(int)

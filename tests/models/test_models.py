@@ -1,19 +1,41 @@
 """Networks: exact counts, shapes at many sizes, the paper's operation counts."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import larq_adambnn
 from larq_adambnn import models
+from larq_adambnn.models import reactnet
 
 
 def count(weights):
     return sum(weight.shape.num_elements() for weight in weights)
 
 
-def test_reactnet_a_has_the_published_parameters_and_operations(capsys):
-    model = models.reactnet_a()
+@pytest.fixture(scope="module")
+def published():
+    return models.reactnet_a()
+
+
+def shallow(build, *arguments):
+    """A narrow ReActNet of its first blocks, which have both strides."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reactnet, "_BLOCKS_A", reactnet._BLOCKS_A[:3])
+        patch.setattr(reactnet, "_BLOCKS_18", reactnet._BLOCKS_18[:5])
+        return build(*arguments, 0.125)
+
+
+@pytest.fixture(scope="module")
+def grey():
+    """One for 32 x 32 grey pixels, built once."""
+    return functools.cache(lambda build: shallow(build, (32, 32, 1), 10))
+
+
+def test_reactnet_a_has_the_published_parameters_and_operations(published, capsys):
+    model = published
     assert count(model.trainable_weights) == 29_343_592
     assert count(model.non_trainable_weights) == 21_888
     binary = [
@@ -32,8 +54,8 @@ def test_reactnet_a_has_the_published_parameters_and_operations(capsys):
     assert "29.3 M" in out
 
 
-def test_complexity_follows_the_switch():
-    model = models.reactnet_a((32, 32, 3), 10, 0.125)
+def test_complexity_follows_the_switch(grey):
+    model = larq_adambnn.binarize(grey(models.reactnet_a), True, True)
     binary = models.complexity(model)
     real = models.complexity(larq_adambnn.binarize(model, True, False))
     assert binary.bops > 0
@@ -50,9 +72,13 @@ def test_reactnet18_has_resnet18_parameters():
 
 @pytest.mark.parametrize("build", [models.reactnet_a, models.reactnet18])
 def test_reactnets_take_any_size_and_channels(build):
-    """Other tests have square ones of 32 to 224 pixels, and one or three channels."""
-    model = build((45, 61, 2), 7, 0.1)
-    images = np.random.default_rng(0).normal(size=(2, 45, 61, 2)).astype("float32")
+    """Other tests have square ones of 32 to 224 pixels, and one or three channels.
+
+    Small ones keep their size in the stem.
+    """
+    model = shallow(build, (63, 65, 2), 7)
+    assert model.get_layer("stem_conv").output_shape[1:3] == (63, 65)
+    images = np.random.default_rng(0).normal(size=(2, 63, 65, 2)).astype("float32")
     logits = model(images).numpy()
     assert logits.shape == (2, 7)
     assert np.isfinite(logits).all()
@@ -60,15 +86,13 @@ def test_reactnets_take_any_size_and_channels(build):
 
 
 @pytest.mark.parametrize("build", [models.reactnet_a, models.reactnet18])
-def test_small_images_keep_their_size_in_the_stem(build):
-    small, large = build((63, 63, 3), 10, 0.1), build((64, 64, 3), 10, 0.1)
-    assert small.get_layer("stem_conv").output_shape[1] == 63
-    assert large.get_layer("stem_conv").output_shape[1] == 32
+def test_images_from_64_pixels_on_are_halved_in_the_stem(build):
+    assert shallow(build, (64, 64, 3), 10).get_layer("stem_conv").output_shape[1] == 32
 
 
 @pytest.mark.parametrize("build", [models.reactnet_a, models.reactnet18])
-def test_forms_of_a_network_share_names_and_shapes(build):
-    model = build((32, 32, 1), 10, 0.1)
+def test_forms_of_a_network_share_names_and_shapes(build, grey):
+    model = larq_adambnn.binarize(grey(build), True, True)
     names = [(weight.name, weight.shape) for weight in model.weights]
     larq_adambnn.binarize(model, False, False)
     assert [(weight.name, weight.shape) for weight in model.weights] == names
@@ -76,8 +100,8 @@ def test_forms_of_a_network_share_names_and_shapes(build):
 
 
 @pytest.mark.parametrize("build", [models.reactnet_a, models.reactnet18])
-def test_reactnets_survive_serialization(build, tmp_path):
-    model = build((32, 32, 1), 10, 0.1)
+def test_reactnets_survive_serialization(build, grey, tmp_path):
+    model = larq_adambnn.binarize(grey(build), True, True)
     images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
     expected = model(images)
     model.save(tmp_path / "model.keras")
@@ -85,9 +109,8 @@ def test_reactnets_survive_serialization(build, tmp_path):
     np.testing.assert_array_equal(copy(images), expected)
 
 
-def test_initial_weights_have_pytorchs_bounds():
-    model = models.reactnet_a((32, 32, 3), 10)
-    for layer in model.layers:
+def test_initial_weights_have_pytorchs_bounds(published):
+    for layer in published.layers:
         if not hasattr(layer, "kernel"):
             continue
         kernel = layer.kernel.numpy()
