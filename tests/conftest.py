@@ -29,7 +29,7 @@ from larq_adambnn.runs.directory import Run
 progress.show()  # as the command line does
 
 _HANGS = 1200  # seconds after which a test is taken for one that never ends
-_LONG = ("test_checkpoint", "test_golden", "test_strategies", "test_train")
+_LONG = ("test_checkpoint", "test_golden", "test_strategies", "test_recipes")
 
 
 def pytest_collection_modifyitems(items):
