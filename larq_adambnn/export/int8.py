@@ -30,8 +30,8 @@ _ONE_SCALE = {
 _FIXED_RANGE = {"Sigmoid", "Softmax", "Tanh"}  # operations with one scale for all that they give
 _STEPS = 16  # of 256, which a channel of a concatenation should have
 _SIGN_STEPS = 8  # so much finer is the scale of what only a sign reads, which may saturate
-_FEW = 256  # values of a channel, below which their extremes say little of others
-_DEVIATIONS = 4.0  # that values of a normal distribution are seldom away from the mean
+_FEW = 256  # values of a channel, which say little of how far others are
+_DEVIATIONS = 4.0  # from the mean, where a normal distribution has few values
 _LEARNING_RATE = 1e-4
 
 Extremes = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -79,8 +79,8 @@ def calibrate(folded: tf.keras.Model, images: np.ndarray) -> Extremes:
     """The smallest and the largest values of every channel of every tensor of a folded model.
 
     Where a channel has few values, such as a dense layer's for few images, others will be farther
-    from 0: there is room for `_DEVIATIONS` standard deviations from the mean, on a side that has
-    values.
+    from 0: there is room for `_DEVIATIONS` standard deviations from the mean, on a side on which
+    the tensor has values.
 
     Args:
         folded: what `fold` gives.
@@ -126,8 +126,8 @@ def _with_room(low, high, count, total, squares) -> tuple[np.ndarray, np.ndarray
     mean = total / count
     room = _DEVIATIONS * np.sqrt(np.maximum(squares / count - mean**2, 0))
     return (
-        np.where(low < 0, np.minimum(low, mean - room), low),
-        np.where(high > 0, np.maximum(high, mean + room), high),
+        np.minimum(low, mean - room) if low.any() else low,
+        np.maximum(high, mean + room) if high.any() else high,
     )
 
 
