@@ -131,8 +131,10 @@ def _made(node, given: list[np.ndarray], channels: _Channels) -> list[np.ndarray
     if isinstance(layer, Shift | ConstantMinus):
         return given[:1]
     if quantized is None and _takes_back(layer):
-        homogeneous = getattr(layer, "activation", None) in _HOMOGENEOUS
-        return [channels.new(len(_fixed(x))) if homogeneous else _fixed(x) for x in outputs]
+        # The kernel of a dense layer has one scale for all channels
+        free = getattr(layer, "activation", None) in _HOMOGENEOUS
+        free = free and not isinstance(layer, tf.keras.layers.Dense)
+        return [channels.new(len(_fixed(x))) if free else _fixed(x) for x in outputs]
     if quantized is None and _is_per_channel(node):
         sources = _sources(node)
         if sources is not None and _scales(node, sources):

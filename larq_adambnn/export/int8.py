@@ -27,8 +27,11 @@ _ONE_SCALE = {
     *("ResizeNearestNeighbor", "ReverseV2", "Slice", "SpaceToDepth", "Split", "SplitV", "Squeeze"),
     *("StridedSlice", "Tile", "Transpose", "Unpack"),
 }
+_FIXED_RANGE = {"Sigmoid", "Softmax", "Tanh"}  # operations with one scale for all that they give
 _STEPS = 16  # of 256, which a channel of a concatenation should have
 _SIGN_STEPS = 8  # so much finer is the scale of what only a sign reads, which may saturate
+_FEW = 256  # values of a channel, which say little of how far others are
+_DEVIATIONS = 4.0  # from the mean, where a normal distribution has few values
 _LEARNING_RATE = 1e-4
 
 Extremes = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -75,6 +78,10 @@ _QUANTIZED = {tf.keras.layers.Conv2D: _Conv2D, tf.keras.layers.Dense: _Dense}
 def calibrate(folded: tf.keras.Model, images: np.ndarray) -> Extremes:
     """The smallest and the largest values of every channel of every tensor of a folded model.
 
+    Where a channel has few values, such as a dense layer's for few images, others will be farther
+    from 0: there is room for `_DEVIATIONS` standard deviations from the mean, on a side on which
+    the tensor has values.
+
     Args:
         folded: what `fold` gives.
         images: preprocessed calibration images (B, H, W, C).
@@ -82,12 +89,16 @@ def calibrate(folded: tf.keras.Model, images: np.ndarray) -> Extremes:
     Returns:
         (lows, highs), each (C,), by the name of the tensor, see `_names`; none above or below 0.
     """
-    names, extremes = _names(folded), {}
+    names, extremes, sums = _names(folded), {}, {}
 
     def widen(name, tensor):
         values = tensor.numpy().reshape(-1, tensor.shape[-1] if tensor.shape.rank > 1 else 1)
         low, high = extremes.get(name, (0.0, 0.0))
         extremes[name] = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
+        values = values.astype(np.float64)
+        sums[name] = sums.get(name, 0) + np.stack(
+            [np.full(values.shape[1], len(values)), values.sum(0), np.square(values).sum(0)]
+        )
 
     def call(node, tensors):
         outputs = tf.nest.flatten(recall(node.layer, node, tensors))
@@ -99,7 +110,32 @@ def calibrate(folded: tf.keras.Model, images: np.ndarray) -> Extremes:
         batch = tf.constant(images[start : start + 8], tf.float32)
         widen("", batch)
         walk(folded, [batch], call)
+    fixed = set()
+    for node in nodes(folded):
+        outputs = {names[id(tensor)] for tensor in tf.nest.flatten(node.outputs)}
+        few = {name for name in outputs if sums[name][0][0] < _FEW}
+        if few and _has_fixed_range(node, [names[id(x)] in fixed for x in node.keras_inputs]):
+            fixed |= few
+        else:
+            extremes |= {name: _with_room(*extremes[name], *sums[name]) for name in few}
     return extremes
+
+
+def _with_room(low, high, count, total, squares) -> tuple[np.ndarray, np.ndarray]:
+    """The extremes of channels, with room for other values than these few."""
+    mean = total / count
+    room = _DEVIATIONS * np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return (
+        np.minimum(low, mean - room) if low.any() else low,
+        np.maximum(high, mean + room) if high.any() else high,
+    )
+
+
+def _has_fixed_range(node, of_inputs: list[bool]) -> bool:
+    """Whether the range of a layer's output follows from its operation, or from its inputs'."""
+    activation = getattr(getattr(node.layer, "activation", None), "__name__", "")
+    kinds = {activation.capitalize(), *_operations(node)}
+    return bool(kinds & _FIXED_RANGE) or (any(of_inputs) and kinds <= {"", *_ONE_SCALE})
 
 
 def quantize(folding: Folding, images: np.ndarray) -> tf.keras.Model:
@@ -289,10 +325,12 @@ def _adjusted(folded: tf.keras.Model, names, readers, ranges: Ranges) -> Ranges:
     for node in nodes(folded):
         outputs = tf.nest.flatten(node.outputs)
         kinds = _operations(node)
-        one_with_pool = kinds <= {"Relu", "Relu6"} and id(node.keras_inputs[0]) in moved
-        if kinds and (kinds <= _ONE_SCALE or one_with_pool):
+        after_pool = id(node.keras_inputs[0]) in moved
+        one_with_pool = kinds <= {"Relu", "Relu6"} and after_pool
+        if not node.layer.weights and (kinds <= _ONE_SCALE or one_with_pool):
             groups.append([names[id(tensor)] for tensor in (*node.keras_inputs, *outputs)])
-            moved.update(map(id, outputs))
+            if kinds or after_pool:  # not what only passes its input on
+                moved.update(map(id, outputs))
     _spread(groups, ranges)
     for node in nodes(folded):
         before = [ranges.get(names[id(tensor)]) for tensor in node.keras_inputs]

@@ -60,6 +60,22 @@ def test_what_passes_factors_on(function, before, after):
     assert all((found[id(tensor)] == 1).all() for tensor in (*model.inputs, *model.outputs))
 
 
+@pytest.mark.parametrize(
+    ("layer", "after"),
+    [
+        (tf.keras.layers.Conv2D(4, 1, activation="relu", name="convolution"), ALL),
+        (tf.keras.layers.Dense(4, activation="relu", name="first"), NONE),
+    ],
+)
+def test_channels_whose_kernel_has_a_scale_of_their_own(layer, after):
+    """One large column would take the steps of the others."""
+    images = tf.keras.Input((4, 4, 3))
+    y = layer(images)
+    model = tf.keras.Model(images, tf.keras.layers.Dense(2)(tf.keras.layers.Flatten()(y)))
+    found = factors(model, {id(y): np.array([8.0, 4.0, 2.0, 1.0])})
+    np.testing.assert_array_equal(found[id(y)], after)
+
+
 def test_no_tensor_becomes_larger():
     """A factor is the least that a tensor has room for, and at most 64."""
     images = tf.keras.Input((4, 4, 3))

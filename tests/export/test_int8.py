@@ -96,9 +96,35 @@ def test_the_extremes_of_each_channel(quantized):
     stem = tf.keras.Model(folded.input, folded.get_layer("stem").output)(images).numpy()
     expected = np.minimum(0, stem.min((0, 1, 2))), np.maximum(0, stem.max((0, 1, 2)))
     np.testing.assert_allclose(extremes["stem"], expected, rtol=1e-4, atol=1e-5)
-    logits = folded(images).numpy()
-    expected = np.minimum(0, logits.min(0)), np.maximum(0, logits.max(0))
+    logits = folded(images).numpy()  # with room, since they are few
+    assert logits.min() < 0 < logits.max()
+    low, high = logits.mean(0) - 4 * logits.std(0), logits.mean(0) + 4 * logits.std(0)
+    expected = (
+        np.minimum(0, np.minimum(low, logits.min(0))),
+        np.maximum(0, np.maximum(high, logits.max(0))),
+    )
     np.testing.assert_allclose(extremes["classifier"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_few_values_leave_room_for_others():
+    """But for what a sigmoid gives, which has one range in int8, and what passes it on."""
+    images = tf.keras.Input((2, 2, 16))
+    convolutions = [tf.keras.layers.Conv2D(32, 1)(images) for _ in range(2)]
+    x = tf.keras.layers.Add()(convolutions)
+    x = tf.keras.layers.Lambda(lambda x: tf.identity(x))(x)
+    x = tf.keras.layers.Flatten()(tf.keras.layers.AveragePooling2D(2)(x))
+    gate = tf.keras.layers.Dense(32, activation="sigmoid", name="gate")(x)
+    gate = tf.keras.layers.Reshape((32,), name="reshape")(gate)
+    x = tf.keras.layers.ReLU()(tf.keras.layers.Dense(32, name="features")(x))
+    x = tf.keras.layers.Multiply()([x, gate])
+    model = exports.randomized(tf.keras.Model(images, tf.keras.layers.Dense(10)(x)))
+    few, others = exports.images(model, 8, seed=1), exports.images(model, 256, seed=2)
+    extremes = int8.calibrate(export.fold(model).model, few)
+    assert np.max(extremes["gate"][1]) < 1
+    np.testing.assert_array_equal(extremes["gate"], extremes["reshape"])
+    expected = model.predict(others, verbose=0)
+    received = export.predict(int8_of(model, few)[0], others)
+    assert np.abs(received - expected).mean() < 0.03 * expected.std()
 
 
 def int8_of(model, images):

@@ -122,13 +122,16 @@ def _rivals(config: Config) -> list[str]:
 @contextlib.contextmanager
 def contenders(config: Config, step: int, names) -> Iterator[dict[str, Contender]]:
     """The networks of the given names after their first iteration, warmed up."""
+    from larq_adambnn.runs import datasets
+
+    class_names, channels = datasets.describe(config)  # here, since PyTorch needs no TensorFlow
     context = multiprocessing.get_context("spawn")
     found, processes = {}, []
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     try:
         for name in names:
             connection, theirs = context.Pipe()
-            arguments = (theirs, name, config, step, folder.name)
+            arguments = (theirs, name, folder.name, config, step, channels, len(class_names))
             processes.append(context.Process(target=_serve, args=arguments))
             processes[-1].start()
             theirs.close()
@@ -204,18 +207,19 @@ def _multiplies(kernel: str) -> bool:
     return any(name in kernel for name in _MATRIX)
 
 
-def _serve(connection, name: str, config: Config, step: int, folder: str) -> None:
+def _serve(connection, name: str, folder: str, *sizes) -> None:
     """Answers requests until the other end is closed.
 
     Args:
         folder: where PyTorch keeps what it compiles, so that the next one compiles it again.
+        sizes: config, step, channels of the images and number of classes.
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/{name}"
     with quiet():
         if name in _RIVALS:
-            iteration = _theirs(config, step, **_RIVALS[name])
+            iteration = _theirs(*sizes, **_RIVALS[name])
         else:
-            iteration = {_OURS: _ours, _IN_LINE: _ours_in_line}[name](config, step)
+            iteration = {_OURS: _ours, _IN_LINE: _ours_in_line}[name](*sizes)
     requests: dict[str, Callable] = {
         "iteration": lambda: _seconds(iteration),
         "memory": _peak_memory,
@@ -242,19 +246,18 @@ def _seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _ours(config: Config, step: int) -> Callable[[], object]:
+def _ours(config: Config, step: int, channels: int, classes: int) -> Callable[[], object]:
     import tensorflow as tf
 
     from larq_adambnn import distillation, layers, losses, optimizers
-    from larq_adambnn.runs import datasets, strategies, students
+    from larq_adambnn.runs import strategies, students
 
     strategies.prepare(config)
-    class_names, channels = datasets.describe(config)
     with strategies.precision(config.precision):
-        student = students.build(config, channels, len(class_names))
+        student = students.build(config, channels, classes)
         layers.binarize(student, True, step == 2)
         images = tf.random.stateless_normal((config.batch_size, *student.input_shape[1:]), (0, 0))
-        target = tf.random.stateless_normal((config.batch_size, len(class_names)), (0, 1))
+        target = tf.random.stateless_normal((config.batch_size, classes), (0, 1))
         model = distillation.Distiller(student, lambda _: target)
         model.compile(
             optimizer=optimizers.Adam(config.learning_rate, config.weight_decay[step - 1]),
@@ -267,24 +270,24 @@ def _ours(config: Config, step: int) -> Callable[[], object]:
     return lambda: train(batches)["loss"].numpy()
 
 
-def _ours_in_line(config: Config, step: int) -> Callable[[], object]:
+def _ours_in_line(*sizes) -> Callable[[], object]:
     import tensorflow as tf
 
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    return _ours(config, step)
+    return _ours(*sizes)
 
 
-def _theirs(config: Config, step: int, channels_last=False, compiled=False):
+def _theirs(
+    config: Config, step: int, channels: int, classes: int, channels_last=False, compiled=False
+) -> Callable[[], object]:
     import torch
 
     from larq_adambnn.commands.benchmark import twin
-    from larq_adambnn.runs import datasets
 
-    class_names, channels = datasets.describe(config)
     torch.manual_seed(0)
     network = twin.ReActNetA(
         channels,
-        len(class_names),
+        classes,
         config.width,
         stem_stride=config.stem_stride or (2 if config.image_size >= 64 else 1),
         binary=step == 2,
@@ -298,7 +301,7 @@ def _theirs(config: Config, step: int, channels_last=False, compiled=False):
         compiled=compiled,
     )
     images = torch.randn(config.batch_size, channels, config.image_size, config.image_size)
-    target = torch.randn(config.batch_size, len(class_names))
+    target = torch.randn(config.batch_size, classes)
     return lambda: train(images, target)
 
 
