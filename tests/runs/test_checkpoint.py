@@ -67,13 +67,16 @@ def reference(start, tmp_path_factory, data_dir):
 
 
 def test_killed_at_random_moments_ends_like_the_undisturbed_run(server, reference, tmp_path):
-    """By its flags.cfg, which is the same run in another directory."""
-    assert f"--output_dir={reference}" in (reference / "flags.cfg").read_text()
+    """Traced, as a user's are, and by a flags.cfg, which is the same run in another directory."""
+    flags_file = reference / "flags.cfg"
+    assert f"--output_dir={reference}" in flags_file.read_text()
 
     def begin(run):
-        flags = (f"--flagfile={reference}/flags.cfg", f"--output_dir={run}")
-        return server.start(*flags, eager=True)
+        return server.start(f"--flagfile={flags_file}", f"--output_dir={run}")
 
+    reference = tmp_path / "undisturbed"
+    status, _, err = begin(reference).finish()
+    assert status == 0, err
     # From the first file to the last: without the imports, which `start` has behind it.
     begun, ended = ((reference / name).stat().st_mtime for name in ("flags.cfg", "report.md"))
     seconds = ended - begun
