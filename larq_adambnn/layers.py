@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterable
 
 import larq as lq
@@ -22,6 +23,7 @@ __all__ = [
     "binarization",
     "binarize",
     "binary_quantizers",
+    "clip",
     "is_binary",
     "quantizer",
     "retrace",
@@ -187,6 +189,25 @@ def quantizer(layer, attribute: str):
 def is_binary(layer, attribute: str) -> bool:
     """Whether the quantizer that a layer uses now makes 1-bit values."""
     return getattr(quantizer(layer, attribute), "precision", None) == 1
+
+
+def clip(layer, attribute: str) -> float:
+    """The absolute value from which on a layer's sign has no gradient.
+
+    It is that of the quantizer in a switch too, on or off; infinite where there is none, and 1
+    where a quantizer does not say.
+
+    Args:
+        layer: a layer with such a quantizer.
+        attribute: one of `QUANTIZERS`.
+    """
+    found = getattr(layer, attribute)
+    if isinstance(found, Switchable):
+        found = found.quantizer
+    if isinstance(found, lq.quantizers.SwishSign):
+        return math.inf
+    value = getattr(found, "clip", getattr(found, "clip_value", 1.0))
+    return math.inf if value is None else value
 
 
 def binary_quantizers(

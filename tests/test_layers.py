@@ -1,5 +1,7 @@
 """Layers against NumPy and their Keras twins; the switch between real and binary."""
 
+import math
+
 import larq as lq
 import numpy as np
 import pytest
@@ -339,3 +341,29 @@ def test_binary_layers_in_a_module_that_is_no_layer_are_found_and_switched():
     model = Network()
     model(tf.ones((2, 4)))
     assert larq_adambnn.binarization(larq_adambnn.binarize(model, True, False)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "quantizer,expected",
+    [
+        (quantizers.ApproxSign(), 1.0),
+        (quantizers.ApproxSign(2.5), 2.5),
+        (quantizers.Switchable(quantizers.ApproxSign(2.5), on=False), 2.5),
+        (quantizers.Switchable("ste_sign"), 1.0),
+        ("ste_sign", 1.0),
+        ("approx_sign", 1.0),
+        (lq.quantizers.SteSign(1.3), 1.3),
+        (lq.quantizers.SteSign(None), math.inf),
+        (lq.quantizers.SwishSign(), math.inf),
+    ],
+)
+def test_from_the_clip_on_a_sign_has_no_gradient(quantizer, expected):
+    layer = lq.layers.QuantDense(1, input_quantizer=quantizer)
+    assert layers.clip(layer, "input_quantizer") == expected
+    x = tf.constant([0.99, 1.01]) * min(expected, 5.0)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = getattr(layer.input_quantizer, "quantizer", layer.input_quantizer)(x)
+    inside, outside = tape.gradient(y, x).numpy()
+    assert inside != 0
+    assert (outside == 0) == (expected < math.inf)

@@ -63,12 +63,17 @@ def curves(
 
 
 def activation_histograms(
-    inputs: Mapping[str, np.ndarray], *, limit: float = 3.0
+    inputs: Mapping[str, np.ndarray],
+    *,
+    clips: Mapping[str, float] | None = None,
+    limit: float = 3.0,
 ) -> tuple[Data, Figure]:
     """Figure 3: the inputs of a binary convolution, and the share that is saturated.
 
     Args:
         inputs: for each title the real values before the sign, of any shape.
+        clips: for each title the absolute value from which on the sign has no gradient, see
+            `layers.clip`; 1 as published.
         limit: the horizontal axis ends at this absolute value; the outermost bins
             hold what lies beyond.
     """
@@ -79,9 +84,10 @@ def activation_histograms(
     for axes, (title, values) in zip(panels, inputs.items(), strict=True):
         values = np.asarray(values).ravel()
         density, _ = np.histogram(np.clip(values, -limit, limit), edges, density=True)
-        saturated = np.mean(np.abs(values) > 1)
+        clip = (clips or {}).get(title, 1.0)
+        saturated = np.mean(np.abs(values) > clip)
         data[title], data[f"{title} (saturated)"] = density, saturated
-        outside = np.abs(centers) > 1
+        outside = np.abs(centers) > clip
         width = edges[1] - edges[0]
         axes.bar(
             centers[~outside],
@@ -155,12 +161,17 @@ def weight_peaks(weights: np.ndarray, *, limit: float = 1.5) -> np.ndarray:
 
 
 def weight_histograms(
-    weights: Mapping[str, np.ndarray], *, limit: float = 1.5
+    weights: Mapping[str, np.ndarray],
+    *,
+    clips: Mapping[str, float] | None = None,
+    limit: float = 1.5,
 ) -> tuple[Data, Figure]:
     """Figure 7: the latent weights at the end, whose peaks tell how training went.
 
     Args:
         weights: for each title the latent weights of a network, of any shape.
+        clips: for each title the absolute value from which on a weight has no gradient, see
+            `layers.clip`; 1 as published.
         limit: the horizontal axis ends at this absolute value, or before it where only
             one weight in a thousand is larger; the outermost bins hold what lies beyond.
     """
@@ -177,13 +188,14 @@ def weight_histograms(
         axes.stairs(density, edges, fill=True, color=style.WEIGHTS)
         for number, peak in enumerate(peaks):
             axes.axvline(peak, color="black", linestyle=":", lw=1, label=None if number else "peak")
-        for number, clip in enumerate((-1, 1) if edge > 1 else ()):
+        clip = (clips or {}).get(title, 1.0)
+        for number, line in enumerate((-clip, clip) if edge > clip else ()):
             axes.axvline(
-                clip, color=style.SATURATED, lw=1, label=None if number else "clip of the gradient"
+                line, color=style.SATURATED, lw=1, label=None if number else "clip of the gradient"
             )
-        beyond = 100 * np.mean(np.abs(values) > 1)
+        beyond = f"{100 * np.mean(np.abs(values) > clip):.2f} % beyond the clip at ±{clip:g}"
         axes.set(
-            title=f"{title}\n{beyond:.2f} % beyond the clip at ±1",
+            title=f"{title}\n{'no clip' if np.isinf(clip) else beyond}",
             xlabel="latent weight (no unit)",
             ylabel="density",
         )

@@ -5,6 +5,7 @@ in `by_layer`, {column: {layer: value}}, until it measures again.  What a resume
 of them is kept as `state.Stateful` says.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "absolute_means",
     "binary_input",
     "binary_kernels",
+    "latent_weights",
     "visit_binary_inputs",
 ]
 
@@ -55,6 +57,15 @@ def binary_kernels(model: tf.keras.Model) -> dict[str, tf.Variable]:
     return found
 
 
+def latent_weights(model: tf.keras.Model) -> tuple[np.ndarray, float]:
+    """The latent weights of all binary layers, (N,), and the `layers.clip` of the first's."""
+    kernels = [kernel.numpy().ravel() for kernel in binary_kernels(model).values()]
+    if not kernels:
+        return np.zeros(0), math.inf
+    first = layers.binary_quantizers(model, layers.KERNELS)[0]
+    return np.concatenate(kernels), layers.clip(*first)
+
+
 def _new_name(name: str, taken) -> str:
     number, new = 2, name
     while new in taken:
@@ -64,23 +75,25 @@ def _new_name(name: str, taken) -> str:
 
 
 def visit_binary_inputs(
-    model: tf.keras.Model, images: tf.Tensor, visit: Callable[[str, tf.Tensor], None]
+    model: tf.keras.Model, images: tf.Tensor, visit: Callable[[str, tf.Tensor, float], None]
 ) -> None:
     """Runs a model in inference mode and shows every binary layer's input to a function.
 
     Args:
         model: any model of Larq layers, nested or subclassed ones too.
         images: batch (B, H, W, C) for it.
-        visit: called with the layer's name and the real values (float32) that its
-            input quantizer is about to get, or would if it were on.
+        visit: called with the layer's name, the real values (float32) that its input
+            quantizer is about to get, or would if it were on, and its `layers.clip`.
     """
     watched: dict[str, tf.keras.layers.Layer] = {}
     for layer, _ in layers.binary_quantizers(model, ["input_quantizer"]):
         watched[_new_name(layer.name, watched)] = layer
 
-    def watching(name, call):
+    def watching(name, layer):
+        call, clip = layer.call, layers.clip(layer, "input_quantizer")
+
         def watched_call(inputs, *args, **kwargs):
-            visit(name, tf.cast(inputs, tf.float32))
+            visit(name, tf.cast(inputs, tf.float32), clip)
             return call(inputs, *args, **kwargs)
 
         return watched_call
@@ -88,18 +101,19 @@ def visit_binary_inputs(
     try:
         for name, layer in watched.items():
             # Past Keras's __setattr__, which would track the function.
-            object.__setattr__(layer, "call", watching(name, layer.call))
+            object.__setattr__(layer, "call", watching(name, layer))
         model(images, training=False)
     finally:
         for layer in watched.values():
             vars(layer).pop("call", None)
 
 
-def binary_input(model: tf.keras.Model, images: tf.Tensor, layer: str) -> np.ndarray:
-    """One binary layer's input, as `visit_binary_inputs` sees it."""
+def binary_input(model: tf.keras.Model, images: tf.Tensor, layer: str) -> tuple[np.ndarray, float]:
+    """One binary layer's input and its clip, as `visit_binary_inputs` sees them."""
     found = {}
-    visit_binary_inputs(model, images, lambda name, x: name == layer and found.update({name: x}))
-    return found[layer].numpy()
+    visit_binary_inputs(model, images, lambda name, *values: found.update({name: values}))
+    values, clip = found[layer]
+    return values.numpy(), clip
 
 
 def _size(variable) -> int:
@@ -283,11 +297,11 @@ class CorrelationToInitialization(_Measurement, Stateful):
 
 
 class ActivationSaturation(_Measurement):
-    """Logs `saturation`: the share of the binary layers' inputs outside [-1, 1].
+    """Logs `saturation`: the share of the binary layers' inputs beyond their sign's clip.
 
-    Where |x| > 1 the sign of the input has no gradient (AdamBNN, section 4.1).  The
-    inputs are those of a fixed batch in inference mode, after the shift of an RSign;
-    the total is over the inputs of all layers.
+    Where |x| is above it, 1 as published, the sign of the input has no gradient (AdamBNN, section
+    4.1); see `layers.clip`.  The inputs are those of a fixed batch in inference mode, after the
+    shift of an RSign; the total is over the inputs of all layers.
 
     Args:
         images: the batch, (B, H, W, C) as the model takes it.
@@ -319,12 +333,12 @@ class ActivationSaturation(_Measurement):
         self._log(logs, "saturation", shares, total)
 
     def _count(self) -> dict[str, tf.Tensor]:
-        """The number of each layer's inputs outside [-1, 1]."""
+        """The number of each layer's inputs beyond the clip."""
         saturated: dict[str, tf.Tensor] = {}
         self._inputs: dict[str, int] = {}
 
-        def count(name, x):
-            outside = tf.math.count_nonzero(tf.abs(x) > 1)
+        def count(name, x, clip):
+            outside = tf.math.count_nonzero(tf.abs(x) > clip)
             saturated[name] = saturated.get(name, 0) + outside
             self._inputs[name] = self._inputs.get(name, 0) + _size(x)
 
@@ -429,7 +443,7 @@ class Gradients(_Measurement, Stateful):
     unscaled, before any weight decay.  `gradient_norm` is the root of the mean over
     the iterations of the epoch of its squared L2 norm.  `dead_weights` is the share of
     weights whose gradient is exactly 0 in every iteration of the epoch: those that stay
-    outside the clip of their sign's gradient, |w| > 1, or that only meet saturated
+    outside the clip of their sign's gradient (|w| > 1 as published), or that only meet saturated
     activations.
 
     It watches the optimizer's updates from inside the traced training function.

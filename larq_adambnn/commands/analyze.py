@@ -12,7 +12,11 @@ from matplotlib.figure import Figure
 
 from larq_adambnn import layers
 from larq_adambnn.analysis import figures, style, surfaces, toy
-from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
+from larq_adambnn.callbacks.measurements import (
+    binary_input,
+    binary_kernels,
+    latent_weights,
+)
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs import datasets, examination, provenance, report, strategies
 from larq_adambnn.runs.config import Config, load_run, named_run
@@ -215,11 +219,13 @@ class _Analysis:
             return
         model = self.spare
         inputs: dict[str, np.ndarray] = {}
+        clips: dict[str, float] = {}
         for title, snapshot in self._ends().items():
             snapshot.load(model)
             layers.binarize(model, *self.config.steps[snapshot.step - 1])
-            inputs[title] = binary_input(model, self.images[:_ACTIVATION_IMAGES], self.first)
-        found, figure = figures.activation_histograms(inputs)
+            images = self.images[:_ACTIVATION_IMAGES]
+            inputs[title], clips[title] = binary_input(model, images, self.first)
+        found, figure = figures.activation_histograms(inputs, clips=clips)
         shares = ", ".join(f"{t} {100 * found[f'{t} (saturated)']:.1f} %" for t in inputs)
         yield (
             "activations",
@@ -263,26 +269,23 @@ class _Analysis:
         )
 
     def weights(self) -> Drawn:
-        found = {}
+        found, clips = {}, {}
         for step in range(1, self.run.last_step() + 1):
             if self.run.weights(step).is_file():
                 model = load_student(self.run, self.config, self.dataset, step, into=self.spare)
-                found[f"end of step {step}"] = _latent(model)
+                title = f"end of step {step}"
+                found[title], clips[title] = latent_weights(model)
         for directory, config in self.others.items():
             run = Run(directory)
             if run.last_step() and config.dataset == self.config.dataset:
-                found[self._name(directory)] = _latent(load_student(run, config, self.dataset))
+                title = self._name(directory)
+                found[title], clips[title] = latent_weights(load_student(run, config, self.dataset))
         found = {title: weights for title, weights in found.items() if weights.size}
         if not found:
             return
-        _, figure = figures.weight_histograms(found)
+        _, figure = figures.weight_histograms(found, clips=clips)
         peaks = "; ".join(
             f"{title}: peaks at {', '.join(f'{p:.2f}' for p in figures.weight_peaks(weights))}"
             for title, weights in found.items()
         )
         yield "final_weights", f"Latent weights of all binary layers. {peaks}.", figure
-
-
-def _latent(model: tf.keras.Model) -> np.ndarray:
-    kernels = [kernel.numpy().ravel() for kernel in binary_kernels(model).values()]
-    return np.concatenate(kernels) if kernels else np.zeros(0)

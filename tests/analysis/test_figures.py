@@ -212,6 +212,10 @@ def test_activation_histograms():
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts == ["gradient: 60.0 %", "saturated: 40.0 %"]
     assert_legible(figure)
+    clips = {"first": 2.5, "last": np.inf}
+    found, _ = analysis.activation_histograms({"first": values, "last": values}, clips=clips)
+    assert found["first (saturated)"] == pytest.approx(0.1)
+    assert found["last (saturated)"] == 0
 
 
 def test_kernel_values_have_the_means_of_their_channels():
@@ -235,6 +239,10 @@ def test_peaks_of_weights():
     assert f"{100 * np.mean(np.abs(three) > 1):.2f} %" in figure.axes[1].get_title()
     assert found["edges"][-1] == 1.5
     assert_legible(figure)
+    clips = {"one": 0.5, "three": np.inf}
+    _, figure = analysis.weight_histograms({"one": one, "three": three}, clips=clips)
+    share = f"{100 * np.mean(np.abs(one) > 0.5):.2f} % beyond the clip at ±0.5"
+    assert [axes.get_title().split("\n")[1] for axes in figure.axes] == [share, "no clip"]
     found, figure = analysis.weight_histograms({"narrow": one / 10})
     assert found["edges"][-1] == pytest.approx(1.2 * np.quantile(np.abs(one / 10), 0.999))
     assert figure.axes[0].get_xlim()[1] < 0.1  # the clip at 1 does not squeeze it

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import larq_adambnn
-from larq_adambnn import callbacks, layers, optimizers
+from larq_adambnn import callbacks, layers, optimizers, quantizers
 from larq_adambnn.callbacks.measurements import (
     absolute_means,
     binary_kernels,
@@ -196,6 +196,29 @@ def test_saturation_is_of_the_inputs_of_each_layer_on_the_fixed_batch(measured):
     assert_by_layer(callback, "saturation", {n: outside[n] / sizes[n] for n in NAMES})
 
 
+def test_saturation_is_counted_from_the_clip_of_each_sign_on(eager):
+    images = tf.keras.Input((1, 1, 1))
+    signs = {
+        "wide": quantizers.ApproxSign(2.5),
+        "switched": quantizers.Switchable(quantizers.ApproxSign(2.5), on=False),
+        "larq": lq.quantizers.SteSign(clip_value=3),
+        "endless": lq.quantizers.SwishSign(),
+    }
+    outputs = [
+        lq.layers.QuantDense(1, input_quantizer=sign, name=name)(images)
+        for name, sign in signs.items()
+    ]
+    model = tf.keras.Model(images, outputs)
+    values = np.array([0.9, 2.4, -2.6, 3.1], np.float32)
+    callback = callbacks.ActivationSaturation(values.reshape(4, 1, 1, 1))
+    callback.set_model(model)
+    callback.on_train_begin()
+    callback.on_epoch_end(0, logs := {})
+    expected = {"wide": 0.5, "switched": 0.5, "larq": 0.25, "endless": 0}
+    assert callback.by_layer["saturation"] == expected
+    assert logs == {"saturation": 5 / 16}
+
+
 def test_saturation_at_its_cadence(eager):
     callback = callbacks.ActivationSaturation(data()[0][:2], every=2)
     _, _, history = fit(callback, epochs=3)
@@ -213,7 +236,7 @@ def test_inputs_are_seen_in_nested_and_subclassed_models_and_nothing_is_left():
 
     model, seen = Outer(), {}
     images = data()[0][:3]
-    visit_binary_inputs(model, images, lambda name, x: seen.update({name: x.shape}))
+    visit_binary_inputs(model, images, lambda name, x, clip: seen.update({name: x.shape}))
     assert seen == {"conv1": (3, 6, 6, 3), "conv2": (3, 6, 6, 4), "dense": (3, 72)}
     seen.clear()
     model(images)

@@ -8,7 +8,11 @@ import scipy.stats
 
 from larq_adambnn import inference
 from larq_adambnn.analysis import figures, style
-from larq_adambnn.callbacks.measurements import binary_input, binary_kernels
+from larq_adambnn.callbacks.measurements import (
+    binary_input,
+    binary_kernels,
+    latent_weights,
+)
 from larq_adambnn.commands.study import page
 from larq_adambnn.commands.study.matrices import CLAIMS, SWEEPS, Row
 from larq_adambnn.errors import UsageError
@@ -194,7 +198,7 @@ def _measure(study: Config, row: Row, config: Config, dataset) -> dict:
         return line
     layer = _first_layer(run, len(config.steps))
     student = load_student(run, config, dataset)
-    weights = np.concatenate([k.numpy().ravel() for k in binary_kernels(student).values()])
+    weights, _ = latent_weights(student)
     return {
         **line,
         "top1": 100 * inference.evaluate(student, dataset, "test").top1,
@@ -370,7 +374,7 @@ def _plots(config: Config, runs, measured, dataset):
 
 def _adam_and_sgd(finished: Mapping[str, Sequence[Config]], dataset):
     """Figures 3, 4, 5 and 7 for Adam and SGD in one step, of the first seed."""
-    inputs, weights, updates, final = {}, {}, {}, {}
+    inputs, clips, weights, updates, final = {}, {}, {}, {}, {}
     images = dataset.probe()
     for name in ("adam", "sgd"):
         if f"{name} one step" not in finished:
@@ -380,16 +384,17 @@ def _adam_and_sgd(finished: Mapping[str, Sequence[Config]], dataset):
         model = load_student(run, config, dataset)
         kernels = binary_kernels(model)
         first = next(iter(kernels))
-        final[name] = np.concatenate([kernel.numpy().ravel() for kernel in kernels.values()])
+        final[name], clips[name] = latent_weights(model)
         ends = [snapshot for snapshot in snapshots(run) if snapshot.epoch]
         for snapshot in (ends[0], ends[-1]) if ends else ():
             title = f"{name}, epoch {snapshot.epoch}"
             snapshot.load(model)
-            inputs[title] = binary_input(model, images, first)
+            inputs[title], clips[title] = binary_input(model, images, first)
             weights[title], updates[title] = kernels[first].numpy(), snapshot.update()
     of_layer = "the first binary layer, in one step, first seed"
     if inputs:
-        yield "activations", f"Inputs of {of_layer}.", figures.activation_histograms(inputs)[1]
+        _, figure = figures.activation_histograms(inputs, clips=clips)
+        yield "activations", f"Inputs of {of_layer}.", figure
         yield "weights", f"Latent weights of {of_layer}.", figures.kernel_values(weights)[1]
         yield (
             "updates",
@@ -400,5 +405,5 @@ def _adam_and_sgd(finished: Mapping[str, Sequence[Config]], dataset):
         yield (
             "final_weights",
             "Latent weights of all binary layers at the end, in one step, first seed.",
-            figures.weight_histograms(final)[1],
+            figures.weight_histograms(final, clips=clips)[1],
         )

@@ -92,7 +92,9 @@ _LAYER_COLUMNS = {
         "C2I (%)", "Share of the weights that have the sign they began with", _percent
     ),
     "saturation": Column(
-        "saturated (%)", "Share of its inputs beyond ±1, which pass no gradient", _percent
+        "saturated (%)",
+        "Share of its inputs beyond ±1 or --activation_clip, which pass no gradient",
+        _percent,
     ),
     "dead_weights": Column(
         "dead (%)", "Share of its weights that cannot change their sign any more", _percent
