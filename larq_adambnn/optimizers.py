@@ -16,11 +16,14 @@ from larq_adambnn.arguments import (
     instance,
     number,
     optional,
+    whole,
 )
+from larq_adambnn.kernels.arithmetic import sums_by_channel
 
 __all__ = [
     "SGD",
     "Adam",
+    "Diode",
     "RMSprop",
     "assigned",
     "build",
@@ -29,6 +32,7 @@ __all__ = [
     "iterations",
     "parts",
     "published_decay",
+    "raised",
     "reset",
     "settings",
 ]
@@ -42,6 +46,25 @@ def published_decay(variable: tf.Variable) -> bool:
     1 x C x 1 x 1).  Not batch norm, slopes or the classifier.
     """
     return variable.shape.rank == 4 or "shift" in variable.name.rsplit("/", 1)[-1]
+
+
+def raised(gradient: tf.Tensor, weights: tf.Tensor, share: float) -> tf.Tensor:
+    """A gradient that is scaled up where it is small (OvSW, arXiv 2407.05257).
+
+    In each output channel its norm is at least `share` times that of the weights.  As published,
+    a norm of the gradient below 1e-6 counts as that, and one of the weights below 1e-3 as that.
+
+    Args:
+        gradient, weights: of a kernel, output channels on the last axis.
+        share: 0.01 on ImageNet, 0.04 on CIFAR in the paper.
+
+    Returns:
+        Tensor of the gradient's shape and dtype.
+    """
+    squares = sums_by_channel(tf.square(gradient), tf.square(weights))
+    of_gradient, of_weights = map(tf.sqrt, squares)
+    least = share * tf.maximum(of_weights, 1e-3)
+    return gradient * tf.maximum(least / tf.maximum(of_gradient, 1e-6), 1.0)
 
 
 def inner(optimizer):
@@ -127,6 +150,9 @@ class _Groups:
     before anything else; decoupled decay (AdamW) subtracts
     ``learning_rate * weight_decay * w`` from the weight.  The learning rate is that of the
     variable, as in PyTorch's parameter groups.
+
+    What OvSW (arXiv 2407.05257) does comes before the decay, to the gradients of kernels that are
+    binary now: `raised`, and a decay of its own for silent weights.
     """
 
     @staticmethod
@@ -135,7 +161,13 @@ class _Groups:
         expect("weight_decay", weight_decay, number())
         expect("decays", decays, function)
 
-    def _set_up(self, weight_decay, decoupled, decays, rates):
+    def _set_up(self, weight_decay, decoupled, decays, rates, ovsw):
+        gradient_floor, silent_decay, silent_iterations = ovsw
+        expect("gradient_floor", gradient_floor, number(0))
+        expect("silent_decay", silent_decay, number(0))
+        expect("silent_iterations", silent_iterations, whole(1))
+        self.gradient_floor, self.silent_decay = float(gradient_floor), float(silent_decay)
+        self.silent_iterations = int(silent_iterations)
         self.weight_decay = tf.Variable(
             weight_decay, dtype=tf.keras.backend.floatx(), trainable=False, name="weight_decay"
         )
@@ -146,6 +178,13 @@ class _Groups:
 
     def build(self, var_list):
         super().build(var_list)
+        if self.silent_decay and not hasattr(self, "_flips"):
+            kernels = [variable for variable in var_list if hasattr(variable, "precision")]
+            self._flips, self._signs = (
+                [self.add_variable_from_reference(kernel, name) for kernel in kernels]
+                for name in ("flips", "signs")
+            )
+            self._slot = [self._var_key(kernel) for kernel in kernels].index
         for beginning in self.rates:
             if not any(variable.name.startswith(beginning) for variable in var_list):
                 raise ValueError(
@@ -175,6 +214,10 @@ class _Groups:
         """Computes once an iteration, and not once a variable, what the updates share."""
         scalars = {dtype: self._scalars(dtype) for dtype in {v.dtype for _, v in grads_and_vars}}
         self._shared = scalars.__getitem__  # a dict would be tracked and saved
+        # The copies of a variable on several devices have no precision.
+        self._binary = frozenset(
+            self._var_key(v) for _, v in grads_and_vars if getattr(v, "precision", 32) == 1
+        )
         return super()._distributed_apply_gradients_fn(distribution, grads_and_vars, **kwargs)
 
     def _scalars(self, dtype: tf.DType) -> dict[str, tf.Tensor]:
@@ -185,9 +228,32 @@ class _Groups:
             "weight_decay": tf.cast(tf.convert_to_tensor(self.weight_decay), dtype),
         }
 
+    def _is_binary(self, variable) -> bool:
+        """Whether it is a kernel that the network uses in 1 bit now."""
+        return self._var_key(variable) in self._binary
+
+    def _awakened(self, gradient, variable):
+        """The gradient of a binary kernel, for the weights that do not change their sign."""
+        weights = tf.convert_to_tensor(variable)
+        if self.gradient_floor:
+            gradient = raised(gradient, weights, self.gradient_floor)
+        if self.silent_decay:
+            slot = self._slot(self._var_key(variable))
+            signs = tf.where(weights >= 0, tf.ones_like(weights), -tf.ones_like(weights))
+            flipped = tf.cast(self._signs[slot] * signs < 0, weights.dtype)
+            share = 1 / self.silent_iterations
+            flips = self._flips[slot] + share * (flipped - self._flips[slot])
+            self._flips[slot].assign(flips)
+            self._signs[slot].assign(signs)
+            decay = self.silent_decay * weights
+            gradient += tf.where(flips < 0.1 * share, decay, tf.zeros_like(decay))
+        return gradient
+
     def _decayed(self, gradient, variable):
         """The gradient to use, after the variable's decay."""
         gradient = tf.convert_to_tensor(gradient)
+        if self._is_binary(variable):
+            gradient = self._awakened(gradient, variable)
         if not self.decays(variable):
             return gradient
         shared = self._shared(gradient.dtype)
@@ -205,6 +271,11 @@ class _Groups:
             config.pop(name, None)
         if self.rates:
             config["rates"] = dict(self.rates)
+        if self.gradient_floor:
+            config["gradient_floor"] = self.gradient_floor
+        if self.silent_decay:
+            config["silent_decay"] = self.silent_decay
+            config["silent_iterations"] = self.silent_iterations
         return {
             **config,
             "weight_decay": float(self.weight_decay.numpy()),
@@ -263,6 +334,10 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
             the longest beginning counts.  ``{"": 0.1, "classifier/": 1.0}`` trains all but
             the layer `classifier` at a tenth; `backbone.rates` makes such a one.  The weight
             decay stays as it is.
+        gradient_floor: the share of `raised`, for the binary kernels of Larq's layers; 0: none.
+        silent_decay: coupled decay of their silent weights alone, whose moving average of sign
+            changes is below 0.1 / silent_iterations (OvSW, arXiv 2407.05257).
+        silent_iterations: 1 / (1 - momentum) of that average.
         **kwargs: clipping, EMA and other options of Keras optimizers.
 
     Raises:
@@ -281,6 +356,9 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
         decoupled: bool = False,
         decays: Callable[[tf.Variable], bool] = published_decay,
         rates: Mapping[str, float] | None = None,
+        gradient_floor: float = 0.0,
+        silent_decay: float = 0.0,
+        silent_iterations: int = 1000,
         name: str = "Adam",
         **kwargs,
     ):
@@ -301,7 +379,8 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
             jit_compile=False,
             **kwargs,
         )
-        self._set_up(weight_decay, decoupled, decays, rates)
+        ovsw = (gradient_floor, silent_decay, silent_iterations)
+        self._set_up(weight_decay, decoupled, decays, rates, ovsw)
 
     def _scalars(self, dtype):
         iteration = tf.cast(self.iterations + 1, dtype)
@@ -360,6 +439,58 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
+class Diode(Adam):
+    """Binary kernels by sign descent, without latent weights (Diode, ECCV 2024); else `Adam`.
+
+    Of a binary kernel only signs count: ``m = lerp(m, g, 1 - momentum)`` averages its gradients,
+    ``s = lerp(s, -size * learning_rate * sign(m), 1 - memory)`` the signs of these, and
+    the kernel holds s, whose sign the network uses.  A kernel that is not binary now is Adam's.
+
+    Args:
+        learning_rate, weight_decay: as in `Adam`.
+        momentum, memory: as published, for trainings of 100,000 iterations and more.  The memory
+            is 1 / (1 - memory) iterations long, and should be half of a short training's.
+        size: of s at most, in units of the learning rate; with a rate that falls, what comes
+            later counts less.
+        **kwargs: the other options of `Adam`.
+
+    Raises:
+        ValueError: an argument is not what it should be.
+    """
+
+    def __init__(
+        self,
+        learning_rate=1.25e-3,
+        weight_decay: float = 0.0,
+        *,
+        momentum: float = 0.99,
+        memory: float = 0.9999,
+        size: float = 1.0,
+        name: str = "Diode",
+        **kwargs,
+    ):
+        expect("momentum", momentum, number(0, below=1))
+        expect("memory", memory, number(0, below=1))
+        expect("size", size, number(above=0))
+        super().__init__(learning_rate, weight_decay, name=name, **kwargs)
+        self.momentum, self.memory, self.size = float(momentum), float(memory), float(size)
+
+    def update_step(self, gradient, variable):
+        if not self._is_binary(variable):
+            super().update_step(gradient, variable)
+            return
+        gradient = self._decayed(gradient, variable)
+        m = self._momentums[self._index_dict[self._var_key(variable)]]
+        m.assign_add((1 - self.momentum) * (gradient - m))
+        goal = -self.size * self._learning_rate_of(variable, gradient.dtype) * tf.sign(m)
+        variable.assign_add((1 - self.memory) * (goal - variable))
+
+    def settings(self):
+        own = {name: getattr(self, name) for name in ("momentum", "memory", "size")}
+        return {**super().settings(), **own}
+
+
+@tf.keras.utils.register_keras_serializable(package="larq_adambnn")
 class SGD(_Groups, tf.keras.optimizers.SGD):
     """SGD with torch.optim.SGD's momentum: ``v = momentum * v + g``, ``w -= lr * v``.
 
@@ -367,7 +498,7 @@ class SGD(_Groups, tf.keras.optimizers.SGD):
         learning_rate: float or a Keras schedule.
         weight_decay: as in `Adam`, coupled.
         momentum: 0.9 as the paper's SGD has it.
-        decays, rates: as in `Adam`.
+        decays, rates, gradient_floor, silent_decay, silent_iterations: as in `Adam`.
         **kwargs: clipping, EMA and other options of Keras optimizers.
 
     Raises:
@@ -382,6 +513,9 @@ class SGD(_Groups, tf.keras.optimizers.SGD):
         momentum: float = 0.9,
         decays: Callable[[tf.Variable], bool] = published_decay,
         rates: Mapping[str, float] | None = None,
+        gradient_floor: float = 0.0,
+        silent_decay: float = 0.0,
+        silent_iterations: int = 1000,
         name: str = "SGD",
         **kwargs,
     ):
@@ -392,7 +526,8 @@ class SGD(_Groups, tf.keras.optimizers.SGD):
         super().__init__(
             learning_rate=learning_rate, momentum=momentum, name=name, jit_compile=False, **kwargs
         )
-        self._set_up(weight_decay, False, decays, rates)
+        ovsw = (gradient_floor, silent_decay, silent_iterations)
+        self._set_up(weight_decay, False, decays, rates, ovsw)
 
     def update_step(self, gradient, variable):
         gradient = self._decayed(gradient, variable)
@@ -423,12 +558,16 @@ class RMSprop(_Groups, tf.keras.optimizers.RMSprop):
         *,
         decays: Callable[[tf.Variable], bool] = published_decay,
         rates: Mapping[str, float] | None = None,
+        gradient_floor: float = 0.0,
+        silent_decay: float = 0.0,
+        silent_iterations: int = 1000,
         name: str = "RMSprop",
         **kwargs,
     ):
         self._check(learning_rate, weight_decay, decays)
         super().__init__(learning_rate=learning_rate, name=name, jit_compile=False, **kwargs)
-        self._set_up(weight_decay, False, decays, rates)
+        ovsw = (gradient_floor, silent_decay, silent_iterations)
+        self._set_up(weight_decay, False, decays, rates, ovsw)
 
     @property
     def learning_rate(self):

@@ -23,6 +23,7 @@ from larq_adambnn import data
 from larq_adambnn.runs import checkpoint, recipes, strategies, training
 from larq_adambnn.runs.config import Config, parse
 from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.usage import flag_text
 from larq_adambnn.weights import load
 
 FLAGS = (
@@ -114,7 +115,7 @@ def flags_of(settings) -> list[str]:
     """They have few batches for the batch norms."""
     if "batch_norm_batches" in settings:
         settings = {**settings, "batch_norm_batches": 2}
-    return [f"--{name}={value}" for name, value in settings.items()]
+    return [f"--{name}={flag_text(value)}" for name, value in settings.items()]
 
 
 def together() -> list[list[str]]:

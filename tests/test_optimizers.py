@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 
+import larq as lq
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -28,8 +29,18 @@ def problem(dtype, steps, seed=0):
     return start, gradients
 
 
-def run_keras(optimizer, start, gradients, learning_rates):
+def variables_of(start, precision=1):
+    """By name; the convolution's is a kernel of one of Larq's layers."""
     variables = {name: tf.Variable(value, name=name) for name, value in start.items()}
+    kernel = variables["conv/kernel"]
+    variables["conv/kernel"] = lq.quantized_variable.QuantizedVariable.from_variable(
+        kernel, precision=precision
+    )
+    return variables
+
+
+def run_keras(optimizer, start, gradients, learning_rates, precision=1):
+    variables = variables_of(start, precision)
     for gradient, rate in zip(gradients, learning_rates, strict=True):
         optimizer.learning_rate = rate
         optimizer.apply_gradients((tf.constant(gradient[n]), variables[n]) for n in variables)
@@ -80,6 +91,75 @@ def test_is_pytorch(name, weight_decay, dtype, tolerance):
     for name in SHAPES:
         np.testing.assert_allclose(received[name], expected[name], rtol=tolerance, atol=tolerance)
         assert np.abs(expected[name] - start[name]).max() > 1e-3  # it has moved
+
+
+def norms(kernel):
+    return np.sqrt((kernel**2).sum(axis=(0, 1, 2)))
+
+
+def test_a_gradient_is_raised_to_a_share_of_the_weights_norm():
+    """OvSW's rule, of four filters: large, small, below 1e-6, and of weights below 1e-3."""
+    rng = np.random.default_rng(0)
+    weights, gradient = rng.normal(size=(2, 3, 3, 2, 4))
+    weights *= np.array([1, 1, 1, 1e-5]) / norms(weights)
+    gradient *= np.array([0.05, 0.03, 1e-8, 1e-5]) / norms(gradient)
+    raised = optimizers.raised(tf.constant(gradient), tf.constant(weights), 0.04).numpy()
+    np.testing.assert_allclose(norms(raised), [0.05, 0.04, 0.04 * 1e-2, 4e-5], rtol=1e-12)
+    np.testing.assert_allclose(raised / norms(raised), gradient / norms(gradient), rtol=1e-12)
+    zero = optimizers.raised(tf.zeros((3, 3, 2, 4)), tf.ones((3, 3, 2, 4)), 0.04)
+    np.testing.assert_array_equal(zero, np.zeros((3, 3, 2, 4)))
+
+
+def test_ovsw_is_its_rule_for_binary_kernels_and_nothing_else():
+    """Its scale, then its decay of weights that were silent for some iterations, by hand."""
+    tf.keras.backend.set_floatx("float64")
+    start, gradients = problem("float64", steps=40)
+    gradients = [{n: np.clip(g, -1, 1) for n, g in gradient.items()} for gradient in gradients]
+    options = {"gradient_floor": 0.3, "silent_decay": 0.2, "silent_iterations": 4}
+    rates = [0.3] * 40
+
+    def sgd(**options):
+        return optimizers.SGD(1.0, weight_decay=0.01, momentum=0.0, **options)
+
+    received = run_keras(sgd(**options), start, gradients, rates)
+    plain = run_keras(sgd(), start, gradients, rates)
+    w = start["conv/kernel"].copy()
+    flips, signs, silent = np.zeros_like(w), w >= 0, []
+    for gradient in gradients:
+        g = gradient["conv/kernel"]
+        g = g * np.maximum(1, 0.3 * norms(w) / norms(g))
+        flips = 0.75 * flips + 0.25 * (signs != (w >= 0))
+        signs = w >= 0
+        silent.append(flips < 0.025)
+        w -= 0.3 * (g + 0.2 * w * silent[-1] + 0.01 * w)
+    assert silent[0].all() and 0.1 < np.mean(silent[20:]) < 0.9
+    assert (~silent[20] & silent[-1]).any()  # one that is silent again
+    np.testing.assert_allclose(received["conv/kernel"], w, rtol=1e-10, atol=1e-12)
+    for name in ("rsign/shift", "bn/gamma", "fc/kernel"):
+        np.testing.assert_array_equal(received[name], plain[name])
+    real = run_keras(sgd(**options), start, gradients, rates, precision=32)
+    for name in SHAPES:
+        np.testing.assert_array_equal(real[name], plain[name])
+
+
+def test_diode_is_its_rule_for_binary_kernels_and_adam_else():
+    tf.keras.backend.set_floatx("float64")
+    start, gradients = problem("float64", steps=30)
+    rates = [0.02 * (1 - step / 30) for step in range(30)]
+    diode = optimizers.Diode(1.0, momentum=0.8, memory=0.9, size=50.0)
+    received = run_keras(diode, start, gradients, rates)
+    adam = run_keras(optimizers.Adam(1.0), start, gradients, rates)
+    m, s = np.zeros_like(start["conv/kernel"]), start["conv/kernel"].copy()
+    for gradient, rate in zip(gradients, rates, strict=True):
+        m = 0.8 * m + 0.2 * gradient["conv/kernel"]
+        s = 0.9 * s - 0.1 * 50 * rate * np.sign(m)
+    assert (np.sign(s) != np.sign(start["conv/kernel"])).mean() > 0.2  # it has moved
+    np.testing.assert_allclose(received["conv/kernel"], s, rtol=1e-10, atol=1e-12)
+    for name in ("rsign/shift", "bn/gamma", "fc/kernel"):
+        np.testing.assert_array_equal(received[name], adam[name])
+    real = run_keras(optimizers.Diode(1.0, memory=0.9), start, gradients, rates, precision=32)
+    for name in SHAPES:
+        np.testing.assert_array_equal(real[name], adam[name])
 
 
 @pytest.mark.parametrize("norm", [1e-3, 1e6], ids=["clipped", "not clipped"])
@@ -197,6 +277,10 @@ OPTIMIZERS = {
     "averaged": lambda: optimizers.Adam(0.01, weight_decay=0.1, use_ema=True, ema_momentum=0.5),
     "sgd": lambda: optimizers.SGD(0.01, weight_decay=0.1, momentum=0.5),
     "rmsprop": lambda: optimizers.RMSprop(0.01, weight_decay=0.1),
+    "ovsw": lambda: optimizers.SGD(
+        0.01, weight_decay=0.1, gradient_floor=0.1, silent_decay=0.2, silent_iterations=3
+    ),
+    "diode": lambda: optimizers.Diode(0.01, momentum=0.8, memory=0.7, size=30.0, rates={"": 0.5}),
 }
 
 
@@ -221,7 +305,7 @@ def test_steps_compiled_by_xla_are_the_same(name):
     ends = []
     for jit_compile in (False, True):
         optimizer = OPTIMIZERS[name]()
-        variables = [tf.Variable(value, name=n) for n, value in start.items()]
+        variables = list(variables_of(start).values())
         optimizer.build(variables)
         step = tf.function(
             lambda *values, optimizer=optimizer, variables=variables: optimizer.apply_gradients(

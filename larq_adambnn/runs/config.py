@@ -284,8 +284,16 @@ class Config:
     )
     optimizer: str = _recipe(
         "adam",
-        "Optimizer; adam has coupled weight decay, sgd momentum 0.9.",
-        choices=("adam", "adamw", "amsgrad", "sgd", "rmsprop"),
+        "Optimizer; adam has coupled weight decay, sgd momentum 0.9; diode is sign descent for "
+        "binary kernels and adam for the rest.",
+        choices=("adam", "adamw", "amsgrad", "sgd", "rmsprop", "diode"),
+    )
+    diode_momenta: tuple[float, ...] = _recipe(
+        (0.99, 0.9999),
+        "Momenta of --optimizer=diode: of the gradients, and of their signs, which is to be less "
+        "in a short training.",
+        lower=0,
+        upper=0.999999,
     )
     learning_rate: float = _recipe(1.25e-3, "Initial learning rate of each step.", above=0)
     weight_decay: tuple[float, ...] = _recipe(
@@ -311,6 +319,18 @@ class Config:
     )
     weight_clip: float = _recipe(
         1.0, "The same of its binary weights, whose gradient is 1 inside.", above=0
+    )
+    gradient_floor: float = _recipe(
+        0.0,
+        "Smallest norm of the gradient of a binary kernel's output channel, as a share of its "
+        "weights' norm; a smaller one is scaled up.",
+        lower=0,
+    )
+    silent_decay: float = _recipe(
+        0.0, "Weight decay of those binary weights alone that do not change their sign.", lower=0
+    )
+    silent_iterations: int = _recipe(
+        1000, "Iterations over which --silent_decay averages the changes of a sign.", lower=1
     )
     reload_best: bool = _recipe(
         False, "Begin step 2 from step 1's best weights, as the published code does."
@@ -527,6 +547,11 @@ def check(config: Config) -> Config:
         len(config.weight_decay) == 2,
         "--weight_decay: expected two values, of step 1 and step 2, such as 5e-6,0; received "
         f"{flag_text(config.weight_decay)!r}",
+    )
+    _require(
+        len(config.diode_momenta) == 2,
+        "--diode_momenta: expected two values, of the gradients and of their signs, such as "
+        f"0.95,0.997; received {flag_text(config.diode_momenta)!r}",
     )
     _require(
         config.model in NETWORKS or is_own(config.model),

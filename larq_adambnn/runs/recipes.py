@@ -41,6 +41,17 @@ PARTS = (
         "Szegedy et al. (arXiv 1512.00567, section 7)",
     ),
     Part("gradient clipping", {"clip_norm": 1}, "Pascanu et al. (arXiv 1211.5063)"),
+    Part("raised gradients", {"gradient_floor": 0.04}, "OvSW (arXiv 2407.05257)"),
+    Part(
+        "decay of silent weights",
+        {"silent_decay": 9e-4, "silent_iterations": 100},
+        "OvSW (arXiv 2407.05257)",
+    ),
+    Part(
+        "sign descent",
+        {"optimizer": "diode", "diode_momenta": (0.95, 0.997)},
+        "Diode (Guo et al., ECCV 2024)",
+    ),
     Part("averaged weights", {"ema": 0.99}, "Polyak and Juditsky, 1992"),
     Part(
         "averaged weights and batch norm computed anew",

@@ -59,6 +59,8 @@ def own_config(config: Config, directory: str) -> Config:
         clip_norm=0.0,
         activation_clip=1.0,
         weight_clip=1.0,
+        gradient_floor=0.0,
+        silent_decay=0.0,
         label_weight=0.5,
         label_smoothing=0.0,
         ema=0.0,

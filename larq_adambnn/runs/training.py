@@ -266,12 +266,21 @@ def _optimizer(config: Config, student: tf.keras.Model) -> tf.keras.optimizers.O
         "amsgrad": (optimizers.Adam, {"amsgrad": True}),
         "sgd": (optimizers.SGD, {"momentum": 0.9}),
         "rmsprop": (optimizers.RMSprop, {}),
+        "diode": (optimizers.Diode, _diode(config)),
     }[config.optimizer]
     if config.backbone_rate != 1:
         options["rates"] = backbone.rates(student, config.backbone_rate)
     if config.clip_norm:
         options["global_clipnorm"] = config.clip_norm
+    for name in ("gradient_floor", "silent_decay", "silent_iterations"):
+        options[name] = getattr(config, name)
     return build(config.learning_rate, weight_decay=config.weight_decay[0], **options)
+
+
+def _diode(config: Config) -> dict:
+    """The options of a Diode whose kernels have 1 at most."""
+    momentum, memory = config.diode_momenta
+    return {"momentum": momentum, "memory": memory, "size": 1 / config.learning_rate}
 
 
 def _loss(config: Config) -> tf.keras.losses.Loss:

@@ -74,6 +74,9 @@ def test_the_two_recipes_differ_in_the_recipe_alone():
         "warmup",
         "activation_clip",
         "weight_clip",
+        "optimizer",
+        "gradient_floor",
+        "silent_decay",
         "clip_norm",
         "loss",
         "init_from",
@@ -143,7 +146,8 @@ def test_every_text_survives_flags_cfg(tmp_path, monkeypatch):
     values = [*NASTY, *("".join(random_values.choices(letters, k=6)) for _ in range(200))]
     kinds = {field.name: type(field.default) for field in dataclasses.fields(Config)}
     texts = [name for name, kind in kinds.items() if kind is str and name != "output_dir"]
-    lists = [name for name, kind in kinds.items() if kind is tuple and name != "weight_decay"]
+    numbers = ("weight_decay", "diode_momenta")
+    lists = [name for name, kind in kinds.items() if kind is tuple and name not in numbers]
     for value in values:
         settings = dict.fromkeys(texts, value) | dict.fromkeys(lists, (value, "plain", value))
         config = Config(**settings, output_dir=str(tmp_path))
@@ -328,6 +332,11 @@ def test_order_names_what_is_binary(order, steps):
         "--clip_norm=-1",
         "--activation_clip=0",
         "--weight_clip=nan",
+        "--gradient_floor=-1",
+        "--silent_decay=-1e-3",
+        "--silent_iterations=0",
+        "--diode_momenta=0.9",
+        "--diode_momenta=0.9,1",
         "--label_smoothing=0.1",
         "--step2_teacher=step2",
         "--seed=-1",

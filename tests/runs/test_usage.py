@@ -25,7 +25,7 @@ def test_every_flag_is_in_the_help_once_with_its_text():
         assert field.metadata["help"].endswith(".")
         assert field.metadata["help"] in flat
     assert "--optimizer=TEXT" in flat
-    assert "One of adam, adamw, amsgrad, sgd, rmsprop. Default: adam." in flat
+    assert "One of adam, adamw, amsgrad, sgd, rmsprop, diode. Default: adam." in flat
     assert "--weight_decay=LIST Weight decay of step 1 and step 2. Default: 5e-06,0.0." in flat
     assert "--[no]flip Flip training images horizontally at random. Default: yes." in flat
 
