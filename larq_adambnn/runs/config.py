@@ -348,7 +348,8 @@ class Config:
     )
     step2_teacher: str = _recipe(
         "same",
-        "Teacher of step 2: the same, or the network at the end of step 1.",
+        "Teacher of step 2: the same, or the network at the end of step 1, as it is evaluated and "
+        "kept (see --ema); with --reload_best its best.",
         choices=("same", "step1"),
     )
     teacher_weights: str = _recipe(

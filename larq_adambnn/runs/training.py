@@ -207,7 +207,11 @@ def run_callbacks(
     if config.step2_teacher == "step1":
         with strategies.precision(config.precision):
             copy = build(config, dataset.preparation.channels, len(dataset.class_names))
-        first_teacher = [callbacks.FirstStepTeacher(epochs[0], copy, first=config.steps[0])]
+        # What is reloaded was averaged when it was saved.
+        kept = None if config.reload_best else next(iter(average), None)
+        first_teacher = [
+            callbacks.FirstStepTeacher(epochs[0], copy, first=config.steps[0], average=kept)
+        ]
     log = _Log(run, config, dataset, epochs, *average)
     recorder = recording.Recorder(run, config, dataset, epochs)
     stateful = [*first_teacher, *average, *recorder.measurements, log]
