@@ -23,6 +23,7 @@ from larq_adambnn import data
 from larq_adambnn.runs import checkpoint, recipes, strategies, training
 from larq_adambnn.runs.config import Config, parse
 from larq_adambnn.runs.directory import Run
+from larq_adambnn.runs.usage import flag_text
 from larq_adambnn.weights import load
 
 FLAGS = (
@@ -64,8 +65,9 @@ def configure(folder, *flags) -> Config:
 
 def train(config: Config) -> Run:
     with training._opened(config, tf.distribute.get_strategy()) as run:
-        # One that is begun with its teacher's weights has to train it
-        training._fit(config, run, pictures(), None if config.init_from else teach)
+        # One that is begun with its teacher's weights, or has others beside it, has to train them
+        own = config.init_from or len(config.teacher) > 1
+        training._fit(config, run, pictures(), [None if own else teach] * len(config.teacher))
     return run
 
 
@@ -114,7 +116,7 @@ def flags_of(settings) -> list[str]:
     """They have few batches for the batch norms."""
     if "batch_norm_batches" in settings:
         settings = {**settings, "batch_norm_batches": 2}
-    return [f"--{name}={value}" for name, value in settings.items()]
+    return [f"--{name}={flag_text(value)}" for name, value in settings.items()]
 
 
 def together() -> list[list[str]]:
