@@ -1,15 +1,39 @@
 """A student and its frozen teacher as one Keras model for `fit`."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from larq_adambnn.arguments import expect, function, instance, number, optional, whole
+from larq_adambnn.arguments import expect, function, instance, number, optional, several, whole
 from larq_adambnn.losses import cross_entropy
 from larq_adambnn.replicas import outputs_of
 
-__all__ = ["Distiller"]
+__all__ = ["Distiller", "together"]
+
+
+def together(
+    teachers: Sequence[Callable[[tf.Tensor], tf.Tensor]],
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Several teachers as the one of a `Distiller`, from images to logits (B, T, num_classes).
+
+    `losses.DistributionLoss` weights them by image.  One alone stays as it is: (B, num_classes).
+
+    Args:
+        teachers: frozen functions from the same images to logits (B, num_classes).
+
+    Raises:
+        ValueError: there is none, or one is no function.
+    """
+    expect("teachers", teachers, several(function, "frozen functions, one or more"))
+    if len(teachers) == 1:
+        return teachers[0]
+
+    def teach(images):
+        logits = [teacher(images) for teacher in teachers]
+        return tf.stack([tf.cast(x, logits[0].dtype) for x in logits], axis=1)
+
+    return teach
 
 
 class Distiller(tf.keras.Model):
@@ -29,7 +53,8 @@ class Distiller(tf.keras.Model):
 
     Args:
         student: model from images to logits (B, num_classes).
-        teacher: frozen function from the same images to logits, or None.
+        teacher: frozen function from the same images to logits, or None; see `together` for
+            several.
         label_weight: share of the cross-entropy with the labels in the loss, 0 to 1;
             the rest is the compiled loss.
         label_smoothing: of those labels, see `losses.cross_entropy`.

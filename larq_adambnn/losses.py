@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from larq_adambnn.arguments import expect, number
 
-__all__ = ["CrossEntropy", "DistributionLoss", "cross_entropy"]
+__all__ = ["CrossEntropy", "DistributionLoss", "cross_entropy", "weighted_by_image"]
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
@@ -52,13 +52,34 @@ class CrossEntropy(tf.keras.losses.Loss):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
+def weighted_by_image(teachers: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy of a student with several teachers (BNext, arXiv 2211.12933).
+
+    With l_t of an image, the cross-entropy of the student's softmax with that of teacher t, the
+    loss is ``sum_t softmax(l)_t l_t``, without a gradient through the weights.  The teacher that
+    the student is further from counts more.  As in the published code, but that it divides by T.
+
+    Args:
+        teachers: their logits (B, T, K).
+        logits: the student's (B, K).
+
+    Returns:
+        Tensor (B,) of the logits' dtype.
+    """
+    each = tf.nn.softmax_cross_entropy_with_logits(
+        tf.nn.softmax(teachers), tf.broadcast_to(logits[:, tf.newaxis], tf.shape(teachers))
+    )
+    return tf.reduce_sum(tf.stop_gradient(tf.nn.softmax(each)) * each, axis=-1)
+
+
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
 class DistributionLoss(tf.keras.losses.Loss):
     """Cross-entropy between the teacher's and the student's softmax (ReActNet, equation 7).
 
     ``-sum softmax(teacher) * log_softmax(student)``, averaged over the batch; no
     labels, no temperature.  y_true is the teacher's logits and y_pred the student's,
-    both (B, num_classes); half precision is computed in float32.
+    both (B, num_classes); half precision is computed in float32.  Of T teachers, y_true is
+    (B, T, num_classes) and the loss of an image is `weighted_by_image`.
 
     Raises:
         ValueError: y_true is of another shape, as labels are.
@@ -69,12 +90,17 @@ class DistributionLoss(tf.keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         y_true = tf.convert_to_tensor(y_true)
-        if not y_true.shape.is_compatible_with(y_pred.shape):
+        expected, several = y_pred.shape, y_true.shape.rank == 3
+        if several and expected.rank == 2:
+            expected = [expected[0], None, expected[1]]
+        if not y_true.shape.is_compatible_with(expected):
             raise ValueError(
-                f"Expected y_true to be the teacher's logits, of the shape {y_pred.shape}. "
-                f"Received: {y_true.shape}"
+                f"Expected y_true to be the teacher's logits, of the shape {y_pred.shape}, or "
+                f"those of several, (batch, teachers, classes). Received: {y_true.shape}"
             )
         if y_pred.dtype in (tf.float16, tf.bfloat16):
             y_pred = tf.cast(y_pred, tf.float32)
         y_true = tf.stop_gradient(tf.cast(y_true, y_pred.dtype))
+        if several:
+            return weighted_by_image(y_true, y_pred)
         return tf.nn.softmax_cross_entropy_with_logits(tf.nn.softmax(y_true), y_pred)

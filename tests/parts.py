@@ -65,8 +65,9 @@ def configure(folder, *flags) -> Config:
 
 def train(config: Config) -> Run:
     with training._opened(config, tf.distribute.get_strategy()) as run:
-        # One that is begun with its teacher's weights has to train it
-        training._fit(config, run, pictures(), None if config.init_from else teach)
+        # One that is begun with its teacher's weights, or has others beside it, has to train them
+        own = config.init_from or len(config.teacher) > 1
+        training._fit(config, run, pictures(), [None if own else teach] * len(config.teacher))
     return run
 
 

@@ -9,7 +9,7 @@ import small
 import tensorflow as tf
 
 from larq_adambnn import layers, losses, optimizers
-from larq_adambnn.distillation import Distiller
+from larq_adambnn.distillation import Distiller, together
 
 
 def batch():
@@ -57,6 +57,37 @@ def test_loss_is_the_weighted_sum_of_both(label_weight, smoothing, taught, eager
     ranking = np.argsort(-logits_of(student, images), -1)
     assert result["accuracy"] == np.mean(ranking[:, 0] == labels)
     assert result["top5_accuracy"] == np.mean((ranking[:, :5] == labels[:, None]).any(-1))
+
+
+def test_several_teachers_are_each_computed_once_a_batch(eager):
+    """Of several precisions; fitted and evaluated, with sample weights and in parts."""
+    seen = []
+
+    def teacher(index, dtype):
+        def teach(images):
+            seen.append((index, len(images)))
+            return tf.cast(tf.reduce_mean(images, axis=(1, 2)) * tf.range(10.0) ** index, dtype)
+
+        return teach
+
+    both = together([teacher(1, tf.float32), teacher(2, tf.float16)])
+    images, labels = batch()
+    assert both(images).shape == (8, 2, 10)
+    model, student, _ = distiller(microbatches=2)
+    model.taught_by(both)
+    shares = np.linspace(0, 2, 8)
+    seen.clear()
+    received = model.evaluate(images, labels, 8, sample_weight=shares, return_dict=True, verbose=0)
+    expected = losses.weighted_by_image(both(images), student(images, training=False))
+    assert received["loss"] == pytest.approx(np.mean(expected * shares), rel=1e-5)
+    seen.clear()
+    model.fit(images, labels, batch_size=8, verbose=0)
+    assert seen == [(1, 4), (2, 4)] * 2
+    alone = teacher(1, tf.float32)
+    assert together([alone]) is alone
+    for bad in ([], [3], alone):
+        with pytest.raises(ValueError, match="Expected teachers to be frozen functions"):
+            together(bad)
 
 
 def test_teacher_is_frozen_and_not_in_the_weights(eager):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from larq_adambnn.losses import CrossEntropy, DistributionLoss
+from larq_adambnn.losses import CrossEntropy, DistributionLoss, weighted_by_image
 
 
 def logits(seed):
@@ -34,6 +34,41 @@ def test_no_gradient_reaches_the_teacher():
         tape.watch(teacher)
         loss = DistributionLoss()(teacher, logits(1))
     assert tape.gradient(loss, teacher) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_several_teachers_are_weighted_by_image_as_in_pytorch(count):
+    """As in BNext's published training, without its division by their number."""
+    torch = pytest.importorskip("torch")
+    teachers = np.stack([logits(seed) for seed in range(count)], axis=1)
+    theirs = torch.tensor(logits(9), requires_grad=True)
+    each = [
+        torch.nn.functional.cross_entropy(theirs, torch.tensor(t).softmax(-1), reduction="none")
+        for t in teachers.swapaxes(0, 1)
+    ]
+    shares = torch.stack(each, dim=-1).softmax(-1).detach()
+    expected = sum(share * loss for share, loss in zip(shares.T, each, strict=True))
+    expected.mean().backward()
+    ours = tf.constant(logits(9))
+    with tf.GradientTape() as tape:
+        tape.watch(ours)
+        received = DistributionLoss()(teachers, ours)
+    np.testing.assert_allclose(
+        weighted_by_image(teachers, ours), expected.detach().numpy(), rtol=1e-12
+    )
+    np.testing.assert_allclose(received, expected.mean().item(), rtol=1e-12)
+    np.testing.assert_allclose(tape.gradient(received, ours), theirs.grad, atol=1e-12)
+    if count == 1:
+        np.testing.assert_allclose(received, DistributionLoss()(teachers[:, 0], ours), rtol=1e-12)
+    else:  # the teacher that the student is further from counts more
+        further = shares.numpy().argmax(-1)
+        np.testing.assert_array_equal(further, torch.stack(each, dim=-1).detach().argmax(-1))
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 10), (5, 2, 11), (6, 2, 10), (6, 2, 2, 11)])
+def test_what_is_no_teachers_logits_is_refused(shape):
+    with pytest.raises(ValueError, match="Expected y_true to be the teacher's logits"):
+        DistributionLoss().call(np.zeros(shape), tf.constant(logits(1)))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

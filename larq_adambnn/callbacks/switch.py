@@ -1,5 +1,6 @@
 """From step 1 to step 2 inside one fit."""
 
+import contextlib
 import os
 import weakref
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from larq_adambnn.arguments import (
     several,
     whole,
 )
+from larq_adambnn.callbacks.average import AverageWeights
 from larq_adambnn.callbacks.state import Stateful
 from larq_adambnn.distillation import Distiller
 
@@ -105,25 +107,34 @@ class TwoStepSwitch(Stateful):
 class FirstStepTeacher(Stateful):
     """Has the network at the end of step 1 teach step 2 (arXiv 2003.11535, section 4.2).
 
-    For a `Distiller`; it comes after the `TwoStepSwitch` in the list.
+    For a `Distiller`; it comes after the `TwoStepSwitch` and the `AverageWeights` in the list.
 
     Args:
         epoch: first epoch of step 2, as the switch has it.
         copy: the student's network, built once more; it takes the student's weights then.
         first: (activations, weights) that are binary in step 1.
+        average: what step 1 is evaluated with; the teacher takes these averages and batch norms.
+            None takes the student's own weights, such as those that the switch reloads.
 
     Raises:
         ValueError: an argument is not what it should be, or the fitted model is no Distiller.
     """
 
     def __init__(
-        self, epoch: int, copy: tf.keras.Model, *, first: tuple[bool, bool] = (True, False)
+        self,
+        epoch: int,
+        copy: tf.keras.Model,
+        *,
+        first: tuple[bool, bool] = (True, False),
+        average: AverageWeights | None = None,
     ):
         super().__init__()
         expect("epoch", epoch, _EPOCHS)
         expect("copy", copy, instance(tf.keras.Model, "a Keras model"))
         expect("first", first, _FORM)
+        expect("average", average, optional(instance(AverageWeights, "an AverageWeights")))
         self.epoch = epoch
+        self.first, self.average = tuple(first), average
         self.copy = layers.binarize(copy, *first)
 
     def on_train_begin(self, logs=None):
@@ -137,8 +148,16 @@ class FirstStepTeacher(Stateful):
             return
         if not self._begun:
             self._begun = True
-            self.copy.set_weights(self.model.student.get_weights())
+            self._take()
         self.model.taught_by(lambda images: self.copy(images, training=False))
+
+    def _take(self) -> None:
+        """Copies the weights with which step 1 is evaluated."""
+        student, form = self.model.student, layers.binarization(self.model)
+        layers.binarize(student, *self.first)  # batch norms computed anew are those of step 1
+        with self.average.swapped() if self.average else contextlib.nullcontext():
+            self.copy.set_weights(student.get_weights())
+        layers.binarize(student, *form)
 
     def get_state(self) -> dict[str, np.ndarray]:
         """The weights of the teacher, and whether it teaches."""

@@ -130,12 +130,12 @@ class _Analysis:
         return "binary network" if binary else "real-valued network"
 
     def _real_network(self) -> dict[str, tf.keras.Model]:
-        """The real-valued network to compare with: the teacher, or the first such run given."""
+        """The real-valued network to compare with: a teacher, or the first such run given."""
         if self.config.order == "real_valued":
             return {}
-        candidates = [self.run.directory / "teacher", *self.others]
-        if self.config.loss != "cross_entropy" and (Run(self.config.teacher).flags).is_file():
-            candidates.insert(0, self.config.teacher)
+        candidates = [self.run.teacher(), *self.others]
+        if self.config.loss != "cross_entropy":
+            candidates = [*self.config.teacher, *candidates]
         for directory in candidates:
             run = Run(directory)
             if not run.flags.is_file() or run.last_step() == 0:

@@ -38,8 +38,10 @@ def flags(config: Config) -> Facts:
     values = {"larq_adambnn": larq_adambnn.__version__, "TensorFlow": tf.__version__}
     for name, value in dataclasses.asdict(config).items():
         if name not in _OWN:
-            known = value in _NAMED.get(name, (value,))
-            values[f"--{name}"] = flag_text(value) if known else "a path"
+            several = value if isinstance(value, tuple) else (value,)
+            known = _NAMED.get(name, several)
+            shown = tuple(item if item in known else "a path" for item in several)
+            values[f"--{name}"] = flag_text(shown)
     return {name: value.__str__ for name, value in values.items()}
 
 
@@ -53,8 +55,10 @@ def data(config: Config, dataset: Dataset) -> Facts:
         **_examples(dataset, "train", dataset.split_name()),
         "teacher": lambda: fingerprint(config)[:_DIGITS] or "none",
     }
-    if config.loss != "cross_entropy" and config.teacher not in _NAMED["teacher"]:
-        found["network of --teacher"] = lambda: _network(config.teacher)
+    runs = [] if config.loss == "cross_entropy" else config.teacher
+    runs = [name for name in runs if name not in _NAMED["teacher"]]
+    if runs:
+        found["network of --teacher"] = lambda: ", ".join(map(_network, runs))
     if initial := given_run(config):
         found["network of --init_from"] = lambda: _network(initial)
     return found

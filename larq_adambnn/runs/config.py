@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import difflib
 import functools
+import itertools
 import json
 import math
 import os
@@ -263,7 +264,8 @@ class Config:
     init_from: str = _recipe(
         "",
         "Run directory whose weights the training starts from, such as an imported one; teacher: "
-        "that of --teacher. If it has other classes, all but its classifier is taken.",
+        "that of --teacher, the first of several. If it has other classes, all but its classifier "
+        "is taken.",
     )
     freeze_backbone: bool = _recipe(
         False,
@@ -361,18 +363,22 @@ class Config:
         lower=0,
         upper=0.9,
     )
-    teacher: str = _recipe(
-        "resnet34",
+    teacher: tuple[str, ...] = _recipe(
+        ("resnet34",),
         "Teacher of the distribution loss: self (the real-valued student, trained first), a run "
-        "directory, resnet34, or a name of tf.keras.applications such as ResNet50.",
+        "directory, resnet34, or a name of tf.keras.applications such as ResNet50. Several are "
+        "weighted by image; each self has another seed.",
     )
     step2_teacher: str = _recipe(
         "same",
-        "Teacher of step 2: the same, or the network at the end of step 1.",
+        "Teacher of step 2: the same, or the network at the end of step 1, as it is evaluated and "
+        "kept (see --ema); with --reload_best its best.",
         choices=("same", "step1"),
     )
-    teacher_weights: str = _recipe(
-        "", "Weights of a named teacher: a file, or imagenet (downloads them).", defines_run=False
+    teacher_weights: tuple[str, ...] = _recipe(
+        (),
+        "Weights of each named teacher, in their order: a file, or imagenet (downloads them).",
+        defines_run=False,
     )
     teacher_epochs: int = _recipe(0, "Epochs of teacher=self; 0 means those of a step.", lower=0)
     teacher_rate: float = _recipe(
@@ -473,6 +479,12 @@ class Config:
             "real_valued": (),
         }[self.order]
         return (*first, (False, False) if self.order == "real_valued" else (True, True))
+
+    @property
+    def named_teachers(self) -> dict[str, str]:
+        """The weights of each teacher that is a network's name; empty where none are given."""
+        names = [name for name in self.teacher if name in ("resnet34", *APPLICATIONS)]
+        return dict(itertools.zip_longest(names, self.teacher_weights[: len(names)], fillvalue=""))
 
     def given(self, *names: str) -> dict[str, str]:
         """Those of some settings that are not empty, to change another config's with."""
@@ -640,11 +652,11 @@ def check(config: Config) -> Config:
             f"--init_from; received {config.source!r}",
         )
         if config.init_from == "teacher":
+            first = "".join(config.teacher[:1])
             _require(
-                config.loss != "cross_entropy"
-                and (config.teacher == "self" or _is_run(config.teacher)),
-                "--init_from: expected a --teacher that is self or a run directory, and a --loss "
-                f"that has one; received {config.teacher!r} and {config.loss}",
+                config.loss != "cross_entropy" and (first == "self" or _is_run(first)),
+                "--init_from: expected a --teacher that is self or a run directory (the first of "
+                f"several), and a --loss that has one; received {first!r} and {config.loss}",
             )
         elif config.init_from:
             _check_run(config.init_from, "init_from")
@@ -659,7 +671,7 @@ def check(config: Config) -> Config:
                 "the learning rate 0; received 1",
             )
         if config.loss != "cross_entropy":
-            _check_teacher(config)
+            _check_teachers(config)
         _require(
             config.batch_size % config.microbatches == 0,
             f"--microbatches: expected a divisor of the batch size {config.batch_size}; received "
@@ -738,23 +750,28 @@ def _check_import(config: Config) -> None:
     )
 
 
-def _check_teacher(config: Config) -> None:
-    name, weights = config.teacher, config.teacher_weights
-    if name == "self":
-        return
-    if name == "resnet34" or name in APPLICATIONS:
-        _require(
-            bool(weights), f"--teacher_weights: expected the file of {name}'s weights; none given"
-        )
-        if weights != "imagenet" or name == "resnet34":
-            _check_file(weights, "teacher_weights")
-        return
-    names = ", ".join(f"{family}{'/'.join(sizes)}" for family, sizes in FAMILIES.items())
+def _check_teachers(config: Config) -> None:
+    given = [name for name in config.teacher if name != "self"]
     _require(
-        _is_run(name),
-        "--teacher: expected self, resnet34, a run directory (with flags.cfg), or a network of "
-        f"tf.keras.applications ({names}); received {name!r}",
+        len(given) == len(set(given)),
+        f"--teacher: expected each but self once; received {flag_text(config.teacher)!r}",
     )
+    named, weights = config.named_teachers, config.teacher_weights
+    _require(
+        not named or len(named) == len(weights),
+        f"--teacher_weights: expected the file of {flag_text(tuple(named))}'s weights, one for "
+        f"each that is named; received {flag_text(weights) or 'none'}",
+    )
+    for name, path in named.items():
+        if path != "imagenet" or name == "resnet34":
+            _check_file(path, "teacher_weights")
+    names = ", ".join(f"{family}{'/'.join(sizes)}" for family, sizes in FAMILIES.items())
+    for name in config.teacher or ("",):
+        _require(
+            name == "self" or name in named or _is_run(name),
+            "--teacher: expected self, resnet34, a run directory (with flags.cfg), or a network of "
+            f"tf.keras.applications ({names}), or several of these; received {name!r}",
+        )
 
 
 def _is_run(path: str) -> bool:
@@ -973,16 +990,19 @@ def parse(arguments: list[str]) -> Config | str:
     if rest:
         raise UsageError(f"expected only flags (--name=value); received {rest[0]!r}")
     settings = _settings(values)
-    for name in ("run", "tflite", "init_from", "teacher"):
-        if settings.get(name, "").startswith("pretrained/"):
+    for name in ("run", "tflite", "init_from"):
+        if name in settings:
             settings[name] = _pretrained(settings[name])
+    if "teacher" in settings:
+        settings["teacher"] = tuple(map(_pretrained, settings["teacher"]))
     return check(Config(**settings))
 
 
 def _pretrained(path: str) -> str:
-    """A path, or if nothing is there what comes with the package under it."""
+    """A path, or if nothing is there and it begins so, what comes with the package under it."""
     own = shipped("pretrained").parent / path
-    return path if os.path.exists(path) or not own.exists() else str(own)
+    found = path.startswith("pretrained/") and not os.path.exists(path) and own.exists()
+    return str(own) if found else path
 
 
 def load_run(directory: str | pathlib.Path, **changes) -> Config:

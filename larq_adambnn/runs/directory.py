@@ -83,6 +83,10 @@ class Run:
         self.devices = self.directory / "devices.txt"
         self._taken: tuple | None = None  # what `_identity` was when this process took it
 
+    def teacher(self, number: int = 1) -> pathlib.Path:
+        """The directory of a teacher that is trained for this run, the first or another."""
+        return self.directory / f"teacher{number if number > 1 else ''}"
+
     def weights(self, step: int, *, best: bool = False) -> pathlib.Path:
         """The student's weights at the end of a step (1 or 2), or its best, in Keras's HDF5."""
         return self.checkpoints / f"step{step}{'.best' if best else ''}.weights.h5"

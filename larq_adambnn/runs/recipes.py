@@ -64,6 +64,11 @@ PARTS = (
         "Nagel et al. (arXiv 2203.11086, section 4)",
     ),
     Part(
+        "several teachers by image",
+        {"teacher": ("self", "self")},
+        "BNext (arXiv 2211.12933)",
+    ),
+    Part(
         "step 1 as the teacher of step 2",
         {"step2_teacher": "step1"},
         "Real-to-Binary (arXiv 2003.11535, section 4.2)",

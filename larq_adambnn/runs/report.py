@@ -39,9 +39,10 @@ def table(run: Run, config: Config, seconds: float | None = None) -> str:
 def _rows(run: Run, config: Config) -> list[tuple[str, str, str, str]]:
     """The rows of `table`, the headings first."""
     rows = [("network", f"{config.split} top-1", "size", "time")]
-    teacher = Run(run.directory / "teacher")
-    if teacher.metrics.exists():
-        rows.append(_row("teacher (real-valued)", teacher, 1))
+    for number in range(1, config.teacher.count("self") + 1):
+        teacher = Run(run.teacher(number))
+        if teacher.metrics.exists():
+            rows.append(_row(f"{teacher.directory.name} (real-valued)", teacher, 1))
     names = {
         (True, False): "binary activations",
         (False, True): "binary weights",

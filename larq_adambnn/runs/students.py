@@ -137,13 +137,13 @@ def initial_student(config: Config, dataset: Dataset) -> tf.keras.Model:
 
 def _from_own_teacher(config: Config) -> bool:
     """Whether a training begins with the weights of a teacher that it trains itself before."""
-    return config.init_from == "teacher" and config.teacher == "self"
+    return config.init_from == "teacher" and config.teacher[0] == "self"
 
 
 def _initial_run(config: Config) -> str:
     """The directory of the run that --init_from means, which may be trained before."""
     if _from_own_teacher(config):
-        return str(Run(config.output_dir).directory / "teacher")
+        return str(Run(config.output_dir).teacher())
     return given_run(config)
 
 
@@ -151,7 +151,7 @@ def given_run(config: Config) -> str:
     """The directory of the run that --init_from gives; empty if there is none before."""
     if _from_own_teacher(config):
         return ""
-    return config.teacher if config.init_from == "teacher" else config.init_from
+    return config.teacher[0] if config.init_from == "teacher" else config.init_from
 
 
 def initial_classes(config: Config, dataset: Dataset) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The frozen teacher that --teacher names, as a function from images to logits."""
+"""The frozen teachers that --teacher names, as functions from images to logits."""
 
 import pathlib
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from larq_adambnn.data import Dataset
+from larq_adambnn.data.sources import digest
 from larq_adambnn.data.statistics import IMAGENET
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import sha256
@@ -22,23 +23,35 @@ __all__ = ["check", "fingerprint", "freeze", "load", "own_config"]
 
 def check(config: Config) -> None:
     """Raises UsageError for a teacher that cannot teach this config, before any work."""
-    if config.loss == "cross_entropy" or config.teacher in ("self", "resnet34", *APPLICATIONS):
-        return
-    teacher = load_run(config.teacher)
-    if Run(config.teacher).last_step() == 0:
-        raise UsageError(f"--teacher: expected a finished run; {config.teacher} is not")
-    if teacher.image_size != config.image_size:
-        raise UsageError(
-            f"--teacher: expected a teacher of images of {config.image_size} pixels; "
-            f"{config.teacher} takes {teacher.image_size}"
-        )
+    for name in _runs(config):
+        teacher = load_run(name)
+        if Run(name).last_step() == 0:
+            raise UsageError(f"--teacher: expected a finished run; {name} is not")
+        if teacher.image_size != config.image_size:
+            raise UsageError(
+                f"--teacher: expected a teacher of images of {config.image_size} pixels; "
+                f"{name} takes {teacher.image_size}"
+            )
 
 
-def own_config(config: Config, directory: str) -> Config:
+def _runs(config: Config) -> list[str]:
+    """Those of --teacher that are run directories; none if the loss has no teacher."""
+    if config.loss == "cross_entropy":
+        return []
+    return [name for name in config.teacher if name not in ("self", *config.named_teachers)]
+
+
+def own_config(config: Config, directory: str, number: int = 1) -> Config:
     """The run of --teacher=self: the real-valued network of a config, trained on the labels.
 
     Its recipe is the plain one, whatever the student's is, so that recipes are compared with the
     same teacher.
+
+    Args:
+        config: the student's.
+        directory: of the teacher's run.
+        number: which self of --teacher it is, from 1 on; the first has the student's seed, the
+            others those after it.
     """
     return config.replace(
         mode="train",
@@ -68,41 +81,45 @@ def own_config(config: Config, directory: str) -> Config:
         step2_teacher="same",
         reload_best=False,
         export=False,
+        seed=(config.seed + number - 1) % 2**31,
         output_dir=directory,
     )
 
 
 def fingerprint(config: Config) -> str:
-    """SHA-256 of the weights of the teacher that a config gives; empty if it gives no file."""
-    if config.loss == "cross_entropy" or config.teacher == "self":
-        return ""
-    if config.teacher in ("resnet34", *APPLICATIONS):
-        path = pathlib.Path(config.teacher_weights)
-    else:
-        run = Run(config.teacher)
-        path = run.weights(run.last_step())
-    return sha256(path) if path.is_file() else ""
+    """SHA-256 of the weights of the teacher that a config gives; empty if it gives no file.
+
+    Of several that have a file it is that of their sums one after the other.
+    """
+    runs, found = _runs(config), []
+    for name in config.teacher if config.loss != "cross_entropy" else ():
+        run = Run(name)
+        path = run.weights(run.last_step()) if name in runs else config.named_teachers.get(name)
+        if path and pathlib.Path(path).is_file():
+            found.append(sha256(pathlib.Path(path)))
+    return "".join(found) if len(found) < 2 else digest("".join(found).encode())
 
 
-def load(config: Config, dataset: Dataset) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The frozen teacher that a config names (all but `self`), as `freeze` gives it.
+def load(config: Config, dataset: Dataset, name: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """One of the frozen teachers that a config names (all but `self`), as `freeze` gives it.
 
     Raises:
         UsageError: its weights cannot be read, or it has other classes or channels than the
             data set.
     """
-    if config.teacher == "resnet34":
-        model, prepare = _resnet34(config, dataset), _normalized(IMAGENET)
-    elif config.teacher in APPLICATIONS:
-        model, prepare = _build_application(config, dataset)
+    weights = config.named_teachers.get(name)
+    if name == "resnet34":
+        model, prepare = _resnet34(weights, dataset), _normalized(IMAGENET)
+    elif name in APPLICATIONS:
+        model, prepare = _build_application(name, weights, dataset)
     else:
-        model, prepare = _load_run(config, dataset)
+        model, prepare = _load_run(name, dataset)
     return freeze(model, dataset, prepare)
 
 
-def _load_run(config: Config, dataset: Dataset):
+def _load_run(directory: str, dataset: Dataset):
     """The network of a run, which may be of another data set, and the normalization it has."""
-    run, teacher = Run(config.teacher), load_run(config.teacher)
+    run, teacher = Run(directory), load_run(directory)
     theirs = datasets.without_images(teacher, provenance.read(run))
     for what, own, other in (
         ("classes", len(dataset.class_names), len(theirs.class_names)),
@@ -111,14 +128,14 @@ def _load_run(config: Config, dataset: Dataset):
         if own != other:
             raise UsageError(
                 f"--teacher: expected a teacher of {own} {what}, as {dataset.name} has; "
-                f"{config.teacher} has {other}"
+                f"{directory} has {other}"
             )
     if theirs.class_names != dataset.class_names and set(theirs.class_names) == set(
         dataset.class_names
     ):
         raise UsageError(
             f"--teacher: expected a teacher of the classes of {dataset.name} in their order; "
-            f"{config.teacher} has them in another"
+            f"{directory} has them in another"
         )
     try:
         model = load_student(run, teacher, theirs)
@@ -161,22 +178,22 @@ def _normalized(wanted: tuple[tuple[float, ...], tuple[float, ...]]) -> Callable
     return normalize
 
 
-def _resnet34(config: Config, dataset: Dataset) -> tf.keras.Model:
+def _resnet34(weights: str, dataset: Dataset) -> tf.keras.Model:
     from larq_adambnn import checkpoints, models
 
     model = models.resnet34(dataset.input_shape, len(dataset.class_names))
     try:
-        return checkpoints.load_state_dict(model, checkpoints.load_torch(config.teacher_weights))
+        return checkpoints.load_state_dict(model, checkpoints.load_torch(weights))
     except (ImportError, OSError, ValueError) as error:
         raise UsageError(f"--teacher_weights: {error}") from None
 
 
-def _build_application(config: Config, dataset: Dataset):
+def _build_application(name: str, weights: str, dataset: Dataset):
     """A network of tf.keras.applications with its logits and its own preprocessing."""
-    build = getattr(tf.keras.applications, config.teacher)
+    build = getattr(tf.keras.applications, name)
     try:
         model = build(
-            weights=config.teacher_weights,
+            weights=weights,
             input_shape=dataset.input_shape,
             classes=len(dataset.class_names),
             classifier_activation=None,
@@ -184,10 +201,10 @@ def _build_application(config: Config, dataset: Dataset):
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
-            f"--teacher_weights: expected weights of {config.teacher} for "
-            f"{len(dataset.class_names)} classes; {config.teacher_weights!r}: {reason}"
+            f"--teacher_weights: expected weights of {name} for "
+            f"{len(dataset.class_names)} classes; {weights!r}: {reason}"
         ) from error
-    check_finite(model, config.teacher_weights)
+    check_finite(model, weights)
     preprocess = sys.modules[build.__module__].preprocess_input
 
     def prepare(images, mean, std):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import itertools
 import pathlib
 import sys
 import tempfile
@@ -84,14 +85,14 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
         strategies.agree(strategy, agreement.data(config, dataset))
     with strategy.scope(), strategies.explained():  # before there is a directory
         finished = _finished(config, Run(config.output_dir), strategy)
-        teacher = None if finished else _given_teacher(config, dataset)
+        given = () if finished else _given_teachers(config, dataset)
     with _opened(config, strategy) as run:
         if not finished and strategies.is_chief(strategy):
             used = strategies.devices(strategy)
             print(f"devices: {used}", flush=True)
             run.add_devices(used)
         with strategy.scope(), strategies.explained():
-            _fit(config, run, dataset, teacher, notes)
+            _fit(config, run, dataset, given, notes)
         if not strategies.is_chief(strategy):
             return
         try:
@@ -138,22 +139,22 @@ def _own(dataset: Dataset, config: Config) -> Dataset:
     return dataset
 
 
-def _fit(config: Config, run: Run, dataset: Dataset, teacher=None, notes=()) -> None:
+def _fit(config: Config, run: Run, dataset: Dataset, given=(), notes=()) -> None:
     """Trains every step of a run that is not finished yet, in the strategy in scope.
 
     The weights of the last step are written last: a run that has them has everything else.
 
     Args:
         config, run, dataset: what is trained.
-        teacher: the one that was given; None if there is none, or it is to be trained.
+        given: a function for each of --teacher, None for one that is trained first.
         notes: lines to print once the run is this process's.
     """
     strategy = tf.distribute.get_strategy()
     chief = strategies.is_chief(strategy)
-    given = teachers.fingerprint(config)
+    fingerprint = teachers.fingerprint(config)
     with strategies.together(strategy):
         if chief:
-            datasets.remember(dataset, config, run, given)
+            datasets.remember(dataset, config, run, fingerprint)
     epochs = (config.epochs,) * len(config.steps)
     if _finished(config, run, strategy):
         return
@@ -162,8 +163,7 @@ def _fit(config: Config, run: Run, dataset: Dataset, teacher=None, notes=()) -> 
     final = run.weights(len(epochs))
     if final.is_file():
         print(f"{final} is damaged; it is made again from the last checkpoint", file=sys.stderr)
-    if config.loss != "cross_entropy" and teacher is None:
-        teacher = _own_teacher(config, run, dataset)
+    teacher = None if config.loss == "cross_entropy" else _teacher(config, run, dataset, given)
     model = compiled(config, dataset, teacher)
     *others, checkpoint = run_callbacks(config, run, dataset, epochs)
     log = next(callback for callback in others if isinstance(callback, _Log))
@@ -207,7 +207,11 @@ def run_callbacks(
     if config.step2_teacher == "step1":
         with strategies.precision(config.precision):
             copy = build(config, dataset.preparation.channels, len(dataset.class_names))
-        first_teacher = [callbacks.FirstStepTeacher(epochs[0], copy, first=config.steps[0])]
+        # What is reloaded was averaged when it was saved.
+        kept = None if config.reload_best else next(iter(average), None)
+        first_teacher = [
+            callbacks.FirstStepTeacher(epochs[0], copy, first=config.steps[0], average=kept)
+        ]
     log = _Log(run, config, dataset, epochs, *average)
     recorder = recording.Recorder(run, config, dataset, epochs)
     stateful = [*first_teacher, *average, *recorder.measurements, log]
@@ -217,16 +221,23 @@ def run_callbacks(
     return [*_recipe(config, run, epochs), *stateful, recorder, checkpoint]
 
 
-def _given_teacher(config: Config, dataset: Dataset):
-    """The frozen function from images to logits that the loss needs, unless it is made here."""
-    if config.loss == "cross_entropy" or config.teacher == "self":
-        return None
-    return teachers.load(config, dataset)
+def _given_teachers(config: Config, dataset: Dataset) -> list:
+    """A function from images to logits for each of --teacher, None for one that is trained here."""
+    names = [] if config.loss == "cross_entropy" else config.teacher
+    return [None if name == "self" else teachers.load(config, dataset, name) for name in names]
 
 
-def _own_teacher(config: Config, run: Run, dataset: Dataset):
-    """The teacher of --teacher=self, trained first."""
-    own = teachers.own_config(config, str(run.directory / "teacher"))
+def _teacher(config: Config, run: Run, dataset: Dataset, given):
+    """All teachers as one function; those that are not given are trained first."""
+    numbers = itertools.count(1)
+    return distillation.together(
+        [teach or _own_teacher(config, run, dataset, next(numbers)) for teach in given]
+    )
+
+
+def _own_teacher(config: Config, run: Run, dataset: Dataset, number: int):
+    """One of --teacher=self, as a function from images to logits."""
+    own = teachers.own_config(config, str(run.teacher(number)), number)
     unmixed = dataset
     if dataset.settings.mixes:
         settings = dataclasses.replace(dataset.settings, mixup=0.0, cutmix=0.0)
@@ -234,7 +245,7 @@ def _own_teacher(config: Config, run: Run, dataset: Dataset):
     run.check()  # before its directory is made again
     with _opened(own, tf.distribute.get_strategy()) as teacher:
         if strategies.is_chief(tf.distribute.get_strategy()):
-            print("teacher: the real-valued network, on the labels", flush=True)
+            print(f"{run.teacher(number).name}: the real-valued network, on the labels", flush=True)
         _fit(own, teacher, unmixed)
         return teachers.freeze(load_student(teacher, own, dataset), dataset)
 

@@ -298,6 +298,41 @@ def test_the_network_at_the_end_of_step_1_teaches_step_2():
         fit(compiled(optimizers.Adam()), [callbacks.FirstStepTeacher(1, copy)], 1)
 
 
+@pytest.mark.parametrize(("momentum", "anew"), [(0.9, False), (0.9, True), (0.0, True)])
+def test_step_2_is_taught_by_what_step_1_is_evaluated_with(momentum, anew):
+    """Averaged weights, and batch norms computed anew with real weights; the student stays."""
+    tf.config.run_functions_eagerly(True)
+    images, labels = data()
+    student, copy = (small.network((32, 32, 1), 10) for _ in range(2))
+    model = Distiller(student, lambda images: tf.one_hot(tf.zeros(len(images), tf.int32), 10))
+    model.compile(optimizers.Adam(0.01), losses.DistributionLoss())
+    batches = tf.data.Dataset.from_tensor_slices(data()).batch(16) if anew else None
+    average = callbacks.AverageWeights(momentum, batches=batches)
+    evaluated, now = [], []
+
+    class Watch(tf.keras.callbacks.Callback):
+        def on_test_batch_end(self, batch, logs=None):
+            evaluated.append(student.get_weights())
+
+        def on_epoch_end(self, epoch, logs=None):
+            now.append(student.get_weights())
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                now.append(student.get_weights())
+                assert larq_adambnn.binarization(student) == (True, True)
+
+    teacher = callbacks.FirstStepTeacher(1, copy, average=average)
+    recipe = [callbacks.TwoStepSwitch(1), average, teacher, Watch()]
+    options = {"validation_data": data(), "validation_batch_size": 32, "verbose": 0}
+    model.fit(images, labels, 8, 2, callbacks=recipe, **options)
+    for received, expected in ((copy.get_weights(), evaluated[0]), (now[1], now[0])):
+        for one, other in zip(received, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    apart = zip(copy.get_weights(), now[0], strict=True)
+    assert any(np.abs(one - other).max() > 1e-4 for one, other in apart)
+
+
 def averaged(values, momentum):
     """The mean of some arrays, the last but s of which counts momentum ** s."""
     shares = momentum ** np.arange(len(values))[::-1]

@@ -64,6 +64,21 @@ TRAININGS = {
         for name in ("normalization", "weights", "network")
     },
     "normalization of the teacher": (TAUGHT, ["--teacher={normalization}", TAUGHT[0]], TEACHER),
+    "one of several teachers elsewhere": (
+        ["--teacher=self,{run},{network}", TAUGHT[0]],
+        ["--teacher=self,{copy},{network}", TAUGHT[0]],
+        set(),
+    ),
+    "one of several teachers": (
+        ["--teacher=self,{run}", TAUGHT[0]],
+        ["--teacher=self,{network}", TAUGHT[0]],
+        TEACHER,
+    ),
+    "the order of teachers": (
+        ["--teacher=self,{run}", TAUGHT[0]],
+        ["--teacher={run},self", TAUGHT[0]],
+        {"--teacher"},
+    ),
     "weights of the teacher": (TAUGHT, ["--teacher={weights}", TAUGHT[0]], TEACHER | {"teacher"}),
 }
 

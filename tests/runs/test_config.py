@@ -53,7 +53,7 @@ def test_imagenet_configs_are_the_papers(tmp_path):
         assert (config.epochs, config.batch_size, config.learning_rate) == (256, 256, 1.25e-3)
         assert (config.optimizer, config.weight_decay) == ("adam", (5e-6, 0.0))
         assert config.steps == ((True, False), (True, True))
-        assert (config.loss, config.teacher) == ("distribution", "resnet34")
+        assert (config.loss, config.teacher) == ("distribution", ("resnet34",))
         assert (config.crop, config.flip, config.lighting) == ("random_resized", True, 0.1)
 
 
@@ -167,7 +167,8 @@ def test_ordinary_lines_are_plain(tmp_path):
     config = Config(
         output_dir="runs/a b#c",
         data_dir="données",
-        teacher='C:\\"x"',
+        init_from='C:\\"x"',
+        teacher=("self", "runs/a b"),
         split="train[90%:]",
         devices=("GPU:0", "GPU:1"),
         weight_decay=(1e-5, 0.0),
@@ -176,7 +177,8 @@ def test_ordinary_lines_are_plain(tmp_path):
     expected = {
         "--output_dir=runs/a b#c",
         "--data_dir=données",
-        '--teacher=C:\\"x"',
+        '--init_from=C:\\"x"',
+        "--teacher=self,runs/a b",
         "--split=train[90%:]",
         "--devices=GPU:0,GPU:1",
         "--weight_decay=1e-05,0.0",
@@ -373,6 +375,21 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
         (["--output_dir=x", "--teacher=ResNet50"], "--teacher_weights"),
         (["--output_dir=x", "--teacher=NoSuchNet"], "--teacher: expected self, resnet34, a run"),
         (["--output_dir=x", "--teacher=resnet34", "--teacher_weights=gone"], "--teacher_weights"),
+        (["--output_dir=x", "--teacher="], "--teacher: expected self"),
+        (["--output_dir=x", "--teacher=self,gone"], "received 'gone'"),
+        (["--output_dir=x", "--teacher=self,,self"], "--teacher: expected no empty item"),
+        (
+            ["--output_dir=x", "--teacher=VGG16,self,VGG16", "--teacher_weights=imagenet,imagenet"],
+            "--teacher: expected each but self once; received 'VGG16,self,VGG16'",
+        ),
+        (
+            ["--output_dir=x", "--teacher=VGG16,self,VGG19", "--teacher_weights=imagenet"],
+            "--teacher_weights: expected the file of VGG16,VGG19's weights, one for each",
+        ),
+        (
+            ["--output_dir=x", "--teacher=VGG16,self", "--init_from=teacher"],
+            "--init_from: expected a --teacher that is self",
+        ),
         (["--output_dir=x", "--teacher=self", "--model=QuickNet", "--width=0.5"], "--model"),
         (["--output_dir=x", "--teacher=self", "--model=QuickNet", "--weight_clip=2"], "--weight_c"),
         (["--output_dir=x", "--teacher=self", "--model=resnet34"], "--order"),

@@ -340,14 +340,14 @@ def teacher(digits_run, tmp_path):
 
 def test_a_teacher_of_another_data_set_has_its_own_normalization(teacher):
     run, dataset, change = teacher
-    config = load_run(run, mode="train", teacher=str(run), loss="distribution")
+    config = load_run(run, mode="train", teacher=(str(run),), loss="distribution")
     model = students.load_student(Run(run), config, dataset)
     pixels = np.random.default_rng(0).uniform(size=(8, 32, 32, 1))
     (mean,), (std,) = dataset.preparation.mean, dataset.preparation.std
     images = tf.constant((pixels - mean) / std, tf.float32)  # the student's
     for own in ((mean, std), (0.5, 0.25), (0.1, 0.9)):
         change(mean=own[:1], std=own[1:])
-        received = teachers.load(config, dataset)(images).numpy()
+        received = teachers.load(config, dataset, str(run))(images).numpy()
         expected = model(tf.constant((pixels - own[0]) / own[1], tf.float32), training=False)
         # Binary layers: a sign of some image may turn with the rounding.
         close = np.isclose(received, expected, rtol=1e-4, atol=1e-4).all(axis=1)
@@ -398,16 +398,20 @@ def test_a_teacher_whose_weights_are_damaged_leaves_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("several", [False, True])
 def test_a_run_goes_on_with_the_teacher_that_it_was_begun_with(
-    teacher, eager, data_dir, tmp_path, capsys
+    several, teacher, eager, data_dir, tmp_path, capsys
 ):
     run, dataset, _ = teacher
     flags = [*FLAGS, "--dataset=digits", f"--data_dir={data_dir}", "--loss=distribution"]
     flags += ["--train_images=12", "--split=test[:12]", "--noexport"]
-    flags += [f"--teacher={run}", f"--output_dir={tmp_path}/run"]
+    other = shutil.copytree(run, tmp_path / "other")
+    flags += [f"--teacher={f'{other},' if several else ''}{run}", f"--output_dir={tmp_path}/run"]
     command(capsys, *flags)
     weights_file = run / "checkpoints" / "step2.weights.h5"
     digest = hashlib.sha256(weights_file.read_bytes()).hexdigest()
+    if several:
+        digest = hashlib.sha256(2 * digest.encode()).hexdigest()
     assert json.loads((tmp_path / "run" / "data.json").read_text())["teacher"] == digest
     command(capsys, *flags)
 

@@ -4,14 +4,16 @@ import csv
 import json
 
 import exports
+import numpy as np
 import parts
 import pytest
 import small
 
 import larq_adambnn
 from larq_adambnn import export
-from larq_adambnn.runs import recipes
+from larq_adambnn.runs import checkpoint, recipes
 from larq_adambnn.runs.students import load_student
+from larq_adambnn.weights import load
 
 pytestmark = pytest.mark.usefixtures("small_network", "eager")
 
@@ -46,6 +48,43 @@ def test_parts_resume_bit_for_bit_and_leave_the_network_as_it_is(flags, without,
     run, differences = parts.resume(config)
     assert differences == 0
     assert operators(load_student(run, config, parts.pictures())) == without
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--ema=0.9",),
+        ("--batch_norm_batches=2",),
+        ("--ema=0.9", "--batch_norm_batches=2"),
+        ("--ema=0.9", "--batch_norm_batches=2", "--reload_best", "--epochs=2"),
+    ],
+    ids=lambda flags: " ".join(flags) or "plain",
+)
+def test_step_2_is_taught_by_what_is_kept_of_step_1(flags, tmp_path, monkeypatch):
+    """Also where a training goes on from the end of step 1."""
+    monkeypatch.setattr(checkpoint, "_KEEP", 4)
+    config = parts.configure(tmp_path, "--step2_teacher=step1", *flags)
+    run = parts.train(config)
+    network = small.network((32, 32, 1), 2)
+    load(network, run.weights(1, best=config.reload_best))
+
+    def newest():
+        return max(run.checkpoints.glob("*.npz"))
+
+    def taught():
+        with np.load(newest()) as state:
+            return [state[f"callback/0/{i}"] for i in range(len(network.weights))]
+
+    for one, other in zip(taught(), network.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    trained = parts.weights(run, network)
+    while int(newest().name[:9]) > 4 * config.epochs:
+        newest().unlink()
+    run.weights(2).unlink()
+    again = parts.train(config)
+    for one, other in zip(parts.weights(again, network), trained, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_parts_resume_on_two_replicas(server):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -91,19 +91,35 @@ class Row:
     changes: dict
     paper: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def config(self, study: Config, seed: int, teacher: str) -> Config:
-        """The run of the line with a seed and a teacher, which sees no test image."""
+    def teacher(self, study: Config) -> tuple[str, ...]:
+        """What --teacher names."""
+        return self.changes.get("teacher", study.teacher)
+
+    def config(self, study: Config, seed: int, own: Sequence[str]) -> Config:
+        """The run of the line with a seed, which sees no test image.
+
+        Args:
+            study: its settings.
+            seed: of the run.
+            own: run directories, each taken for a self of --teacher; with none they stay.
+        """
+        trained = iter(own)
         name = self.name.replace(" ", "_").replace(",", "")
+        changes = {
+            **self.changes,
+            "teacher": tuple(
+                next(trained, name) if name == "self" else name for name in self.teacher(study)
+            ),
+        }
         return study.replace(
             mode="train",
             study="",
             sweep="",
             seed=seed,
-            teacher=teacher,
             export=False,
             split="held_out",
             output_dir=str(pathlib.Path(study.output_dir, "runs", name, f"seed{seed}")),
-            **self.changes,
+            **changes,
         )
 
 

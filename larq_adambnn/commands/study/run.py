@@ -34,13 +34,15 @@ def main(config: Config) -> None:
     rows = matrices.rows(config)
     with open_run(config) as directory:
         logs = directory.directory / "logs"
-        teacher = config.teacher
-        if teacher == "self" and config.loss != "cross_entropy":
-            own = teachers.own_config(config, str(directory.directory / "teacher"))
-            _train_all([own], logs, 1)
-            teacher = own.output_dir
+        count = max(row.teacher(config).count("self") for row in rows)
+        own = [
+            teachers.own_config(config, str(directory.teacher(number)), number)
+            for number in range(1, count + 1 if config.loss != "cross_entropy" else 1)
+        ]
+        _train_all(own, logs, 1)
+        own = [teacher.output_dir for teacher in own]
         seeds = range(config.seed, config.seed + config.seeds)
-        runs = {row.name: [row.config(config, seed, teacher) for seed in seeds] for row in rows}
+        runs = {row.name: [row.config(config, seed, own) for seed in seeds] for row in rows}
         # All rows with the first seed, then with the second: an early look shows every row.
         _train_all(
             [run for of_seed in zip(*runs.values(), strict=True) for run in of_seed],

@@ -33,16 +33,29 @@ def test_the_matrix_of_weight_decays_is_table_1():
 
 
 def test_one_step_and_two_steps_have_the_same_number_of_epochs():
-    flags = ["--mode=study", "--output_dir=x", "--epochs=4", "--held_out=9"]
+    flags = ["--mode=study", "--output_dir=x", "--epochs=4", "--held_out=9", "--teacher=self"]
     for name in ("order", "recipe_rates"):
         base = parse([*flags, f"--study={name}"])
         for row in matrices.rows(base):
-            cell = row.config(base, 7, "self")
+            cell = row.config(base, 7, ())
             assert cell.epochs * len(cell.steps) == 8
             assert cell.seed == 7 and cell.mode == "train" and not cell.export
             assert (cell.split, cell.held_out) == ("held_out", 9)
     orders = [row.changes["order"] for row in names("order")]
     assert orders == ["activations_first", "weights_first", "one_step"]
+
+
+def test_rows_have_the_teachers_that_the_study_trained():
+    study = parse(["--mode=study", "--study=order", "--output_dir=x", "--teacher=self"])
+    own = ["x/teacher", "x/teacher2"]
+    for changes, given, expected in (
+        ({}, ("self",), ("x/teacher",)),
+        ({}, ("run", "self"), ("run", "x/teacher")),
+        ({"teacher": ("self", "self")}, ("self",), ("x/teacher", "x/teacher2")),
+        ({"teacher": ("self", "run", "self")}, ("run",), ("x/teacher", "run", "x/teacher2")),
+    ):
+        row = matrices.Row("row", "arm", {**changes, "loss": "cross_entropy"})
+        assert row.config(dataclasses.replace(study, teacher=given), 0, own).teacher == expected
 
 
 def write_sweep(folder, arms):
