@@ -1,4 +1,4 @@
-"""PyTorch's optimizers with the published code's weight decay, as Keras optimizers."""
+"""PyTorch's optimizers with the published code's weight decay, and Diode, as Keras optimizers."""
 
 import types
 from collections.abc import Callable, Mapping, Sequence
