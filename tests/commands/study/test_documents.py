@@ -79,7 +79,24 @@ def parts_of_the_weights():
         yield "| " + " | ".join([*about, *cells]) + " |"
 
 
-@pytest.mark.parametrize("table", [pair, choice, parts_of_the_weights])
+def teachers():
+    lines = lines_of("recipe_looks_teachers.csv")
+    top1 = {}
+    for line in lines:
+        key = line["recipe"], line["part"], line["setting"]
+        top1.setdefault(key, {})[line["seed"]] = float(line["validation"])
+    baseline = {recipe: runs for (recipe, part, _), runs in top1.items() if part == "none"}
+    for (recipe, part, setting), runs in top1.items():
+        if part in ("none", "the teacher"):
+            above = ""
+        else:
+            differences = [value - baseline[recipe][seed] for seed, value in runs.items()]
+            above = f"{np.mean(differences):+.2f}"
+        cells = [f"{runs[seed]:.2f}" if seed in runs else "" for seed in "01"]
+        yield "| " + " | ".join([recipe, part, setting, *cells, above]) + " |"
+
+
+@pytest.mark.parametrize("table", [pair, choice, parts_of_the_weights, teachers])
 def test_the_tables_are_what_the_runs_gave(table):
     document = (DOCS / "recipes.md").read_text().splitlines()
     expected = list(table())
