@@ -24,6 +24,17 @@ def run(*flags, **kwargs):
     )
 
 
+def test_the_garbage_collector_leaves_out_what_is_imported():
+    code = (
+        "import gc, sys; from larq_adambnn.commands import main; before = gc.get_freeze_count();"
+        "status = main(sys.argv[1:]);"
+        "print(status, gc.isenabled(), gc.get_freeze_count() - before > 100_000)"
+    )
+    command = [sys.executable, "-c", code, "--mode=summary", "--dataset=nowhere"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert found.stdout == "2 True True\n", found.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

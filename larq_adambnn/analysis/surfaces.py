@@ -37,13 +37,15 @@ def filter_normalized(weights: Sequence[np.ndarray], seed: int) -> list[np.ndarr
 
 def _losses(model, images, labels, directions, first, second) -> np.ndarray:
     """Cross-entropy at weights + a * directions[0] + b * directions[1], as (len(b), len(a))."""
-    variables = model.trainable_variables
-    weights = [tf.identity(variable) for variable in variables]
-    directions = [[tf.constant(d) for d in direction] for direction in directions]
+    moved = [
+        (variable, tf.identity(variable), tf.constant(d), tf.constant(e))
+        for variable, d, e in zip(model.trainable_variables, *directions, strict=True)
+        if np.any(d) or np.any(e)
+    ]
 
-    @tf.function
+    @tf.function(autograph=False)
     def loss(a, b):
-        for variable, weight, d, e in zip(variables, weights, *directions, strict=True):
+        for variable, weight, d, e in moved:
             variable.assign(weight + a * d + b * e)
         logits = tf.cast(model(images, training=False), tf.float32)
         return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
@@ -59,7 +61,7 @@ def _losses(model, images, labels, directions, first, second) -> np.ndarray:
             ]
         )
     finally:
-        for variable, weight in zip(variables, weights, strict=True):
+        for variable, weight, _, _ in moved:
             variable.assign(weight)
 
 

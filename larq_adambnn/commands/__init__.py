@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import os
 import re
 import select
 import signal
 import sys
+from collections.abc import Iterator
 
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import explain
@@ -80,16 +82,17 @@ def _main(arguments: list[str]) -> int:
             print(config)
             return 0
         _check_texts(config)
-        with quiet():
-            importlib.import_module("tensorflow").get_logger().setLevel("ERROR")
-        from larq_adambnn import progress
-        from larq_adambnn.runs import strategies
+        module = _MODULES.get(config.mode, config.mode)
+        with _uncollected():
+            with quiet():
+                importlib.import_module("tensorflow").get_logger().setLevel("ERROR")
+            from larq_adambnn import progress
+            from larq_adambnn.runs import strategies
 
+            command = importlib.import_module(f"{__name__}.{module}")
         with quiet():  # what CUDA says where there is none
             strategies.prepare(config)
         progress.show()
-        module = _MODULES.get(config.mode, config.mode)
-        command = importlib.import_module(f"{__name__}.{module}")
         aside = config.mode in _DECODING and not debug
         with notes_aside() if aside else contextlib.nullcontext():
             command.main(config)
@@ -117,6 +120,24 @@ def _main(arguments: list[str]) -> int:
                 f"--image_size ({_reason(error)})"
             )
         return _fail(f"{type(error).__name__}: {_reason(error)} (--debug shows more)", status=1)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Spares what is imported the garbage collector, now and later.
+
+    These are half a million objects that stay until the end: going through them again and again
+    takes longer than a second.  Where TensorFlow is there already it is too late for it.
+    """
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _reason(error: Exception) -> str:

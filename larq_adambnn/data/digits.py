@@ -2,7 +2,6 @@
 
 import numpy as np
 import PIL.Image
-import sklearn.datasets
 import tensorflow_datasets as tfds
 
 __all__ = ["Digits"]
@@ -36,6 +35,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
+        import sklearn.datasets  # takes long, and is needed once
+
         del dl_manager
         digits = sklearn.datasets.load_digits()
         order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(len(digits.images))

@@ -24,6 +24,7 @@ SMALLEST = {
 }
 
 
+@tf.autograph.experimental.do_not_convert  # the layers have nothing to convert
 def zoo(
     name: str,
     input_shape: tuple[int, int, int],
