@@ -29,10 +29,6 @@ __all__ = [
     "retrace",
 ]
 
-# These layers have nothing for AutoGraph to convert, which takes a third of the time to build a
-# network, and a second of its first iteration.
-_call = tf.autograph.experimental.do_not_convert(tf.keras.layers.Layer.__call__)
-
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
 class Rotate180(tf.keras.layers.Layer):
@@ -44,8 +40,6 @@ class Rotate180(tf.keras.layers.Layer):
     compute what the published networks compute.
     """
 
-    __call__ = _call
-
     def call(self, inputs):
         return tf.reverse(inputs, axis=[1, 2])
 
@@ -53,8 +47,6 @@ class Rotate180(tf.keras.layers.Layer):
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
 class Shift(tf.keras.layers.Layer):
     """Adds a learnable bias per channel; before a sign it makes the RSign of ReActNet."""
-
-    __call__ = _call
 
     def build(self, input_shape):
         self.shift = self.add_weight("shift", shape=input_shape[-1:], initializer="zeros")
@@ -81,8 +73,6 @@ class RPReLU(tf.keras.layers.Layer):
     All three parameters are learnable vectors of C values; the slope of the
     negative side starts at 0.25 (ReActNet, equation 3; PyTorch's default slope).
     """
-
-    __call__ = _call
 
     def build(self, input_shape):
         def weight(name, initializer):
@@ -141,8 +131,6 @@ class BinaryConv2D(lq.layers.QuantConv2D):
 
     PyTorch's sign(0) is 0, Larq's is +1; exact zeros do not survive the first update.
     """
-
-    __call__ = _call
 
     def __init__(
         self,

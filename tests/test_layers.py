@@ -367,3 +367,18 @@ def test_from_the_clip_on_a_sign_has_no_gradient(quantizer, expected):
     inside, outside = tape.gradient(y, x).numpy()
     assert inside != 0
     assert (outside == 0) == (expected < math.inf)
+
+
+def test_a_quantizer_of_ones_own_may_branch_on_tensors():
+    """As in any layer of Keras, whose calls AutoGraph converts."""
+
+    def quantizer(x):
+        if tf.reduce_sum(x) < 0:
+            x = -x
+        return tf.sign(x)
+
+    x = tf.keras.Input((3, 3, 1))
+    layer = layers.BinaryConv2D(1, 1, input_quantizer=quantizer, kernel_initializer="ones")
+    model = tf.keras.Model(x, layer(x))
+    values = np.full((1, 3, 3, 1), -2.0, np.float32)
+    np.testing.assert_allclose(model.predict(values, verbose=0), np.ones((1, 3, 3, 1)))
