@@ -43,7 +43,7 @@ def _losses(model, images, labels, directions, first, second) -> np.ndarray:
         if np.any(d) or np.any(e)
     ]
 
-    @tf.function(autograph=False)
+    @tf.function
     def loss(a, b):
         for variable, weight, d, e in moved:
             variable.assign(weight + a * d + b * e)

@@ -279,3 +279,17 @@ def test_an_optimizer_has_the_same_colour_in_every_figure():
         for figure in (first, second)
     ]
     assert colors[0]["adam"] == colors[1]["adam"] != colors[0]["sgd"] == colors[1]["sgd"]
+
+
+def test_surfaces_of_a_network_whose_layers_branch_on_tensors():
+    class Positive(tf.keras.layers.Layer):
+        def call(self, inputs):
+            if tf.reduce_sum(inputs) < 0:
+                inputs = -inputs
+            return inputs
+
+    images = tf.keras.Input((2,))
+    logits = tf.keras.layers.Dense(2, kernel_initializer="identity")(Positive()(images))
+    model = tf.keras.Model(images, logits)
+    found = analysis.loss_surface(model, np.array([[-3.0, 1.0]], np.float32), [0], resolution=3)
+    assert found["loss"][1, 1] == pytest.approx(np.log1p(np.exp(-4)), rel=1e-5)
