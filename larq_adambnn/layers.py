@@ -56,6 +56,7 @@ class Shift(tf.keras.layers.Layer):
         return shift(inputs, tf.convert_to_tensor(self.shift))
 
 
+@tf.autograph.experimental.do_not_convert
 @tf.custom_gradient
 def shift(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """`tf.nn.bias_add` of x (..., C) and bias (C,) with a gradient of `sums_by_channel`."""
@@ -88,6 +89,7 @@ class RPReLU(tf.keras.layers.Layer):
         return rprelu(inputs, *map(tf.convert_to_tensor, parameters))
 
 
+@tf.autograph.experimental.do_not_convert
 @tf.custom_gradient
 def rprelu(x: tf.Tensor, shift_in: tf.Tensor, slope: tf.Tensor, shift_out: tf.Tensor) -> tf.Tensor:
     """``PReLU(x + shift_in) + shift_out`` with few passes over memory, forward and backward.

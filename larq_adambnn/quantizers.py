@@ -15,6 +15,7 @@ from larq_adambnn.kernels.arithmetic import select, sums_by_channel
 __all__ = ["ApproxSign", "ScaledSign", "Switchable", "approx_sign", "scaled_sign"]
 
 
+@tf.autograph.experimental.do_not_convert  # there is nothing to convert, and it takes long
 def approx_sign(x: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
     """Binary activations with Bi-Real Net's gradient (arXiv 1808.00278, section 3.3).
 
@@ -40,6 +41,7 @@ def approx_sign(x: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
     return sign(x)
 
 
+@tf.autograph.experimental.do_not_convert
 def scaled_sign(w: tf.Tensor, clip: float = 1.0, temperature: tf.Tensor | None = None) -> tf.Tensor:
     """Binary weights with one scale per output channel (ReActNet, section 3; XNOR-Net).
 
