@@ -252,7 +252,7 @@ class _Groups:
     def _decayed(self, gradient, variable):
         """The gradient to use, after the variable's decay."""
         gradient = tf.convert_to_tensor(gradient)
-        if self._is_binary(variable):
+        if (self.gradient_floor or self.silent_decay) and self._is_binary(variable):
             gradient = self._awakened(gradient, variable)
         if not self.decays(variable):
             return gradient

@@ -111,9 +111,13 @@ def visit_binary_inputs(
 def binary_input(model: tf.keras.Model, images: tf.Tensor, layer: str) -> tuple[np.ndarray, float]:
     """One binary layer's input and its clip, as `visit_binary_inputs` sees them."""
     found = {}
-    visit_binary_inputs(model, images, lambda name, *values: found.update({name: values}))
-    values, clip = found[layer]
-    return values.numpy(), clip
+
+    def keep(name, values, clip):
+        if name == layer:
+            found[name] = values.numpy(), clip
+
+    visit_binary_inputs(model, images, keep)
+    return found[layer]
 
 
 def _size(variable) -> int:
