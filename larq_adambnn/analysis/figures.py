@@ -74,9 +74,10 @@ def activation_histograms(
         inputs: for each title the real values before the sign, of any shape.
         clips: for each title the absolute value from which on the sign has no gradient, see
             `layers.clip`; 1 as published.
-        limit: the horizontal axis ends at this absolute value; the outermost bins
-            hold what lies beyond.
+        limit: the horizontal axis ends at this absolute value, or at 1.2 times the largest finite
+            clip where that is more; the outermost bins hold what lies beyond.
     """
+    limit = _beyond(clips, limit)
     edges = np.linspace(-limit, limit, 61)
     centers = (edges[:-1] + edges[1:]) / 2
     figure, panels = _panels(len(inputs), 3.4, 2.9)
@@ -160,6 +161,12 @@ def weight_peaks(weights: np.ndarray, *, limit: float = 1.5) -> np.ndarray:
     return (edges[peaks] + edges[peaks + 1]) / 2
 
 
+def _beyond(clips: Mapping[str, float] | None, limit: float) -> float:
+    """The end of an axis that shows what lies beyond each clip that is finite."""
+    finite = [1.2 * clip for clip in (clips or {}).values() if np.isfinite(clip)]
+    return max([limit, *finite])
+
+
 def weight_histograms(
     weights: Mapping[str, np.ndarray],
     *,
@@ -172,9 +179,11 @@ def weight_histograms(
         weights: for each title the latent weights of a network, of any shape.
         clips: for each title the absolute value from which on a weight has no gradient, see
             `layers.clip`; 1 as published.
-        limit: the horizontal axis ends at this absolute value, or before it where only
-            one weight in a thousand is larger; the outermost bins hold what lies beyond.
+        limit: the horizontal axis ends at this absolute value, or at 1.2 times the largest finite
+            clip where that is more, or before it where only one weight in a thousand is larger;
+            the outermost bins hold what lies beyond.
     """
+    limit = _beyond(clips, limit)
     common = max(float(np.quantile(np.abs(values), 0.999)) for values in weights.values())
     edge = min(limit, 1.2 * common) or limit
     edges = np.linspace(-edge, edge, 122)

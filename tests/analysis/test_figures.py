@@ -218,6 +218,16 @@ def test_activation_histograms():
     assert found["last (saturated)"] == 0
 
 
+@pytest.mark.parametrize("figure", [analysis.activation_histograms, analysis.weight_histograms])
+def test_the_axis_shows_what_lies_beyond_a_wide_clip(figure):
+    values = np.linspace(-6, 6, 1201)
+    found, _ = figure({"wide": values, "none": values}, clips={"wide": 5.0, "none": np.inf})
+    edges = found["edges"]
+    assert edges[-1] == pytest.approx(6)
+    outside = np.abs(edges[:-1] + edges[1:]) / 2 > 5
+    assert np.sum((found["wide"] * np.diff(edges))[outside]) == pytest.approx(1 / 6, abs=0.02)
+
+
 def test_kernel_values_have_the_means_of_their_channels():
     kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6)) * 1e-5
     found, figure = analysis.kernel_values({"epoch 1": kernel, "epoch 2": 2 * kernel})

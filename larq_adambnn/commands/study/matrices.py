@@ -21,7 +21,7 @@ OPTIMIZERS = {  # and the learning rates that are tried of each; AdamW without d
     "amsgrad": (1e-2, 3e-2, 1e-1),
 }
 _TOGETHER = "the best together"
-_RECIPE_RATES = (1e-2, 3e-2)
+_RECIPE_RATES = (1e-2, 2e-2)
 # The study by which the rates of another are chosen, on the images that are held out
 SWEEPS = {"optimizers": "learning_rate", "recipes": "recipe_rates"}
 
