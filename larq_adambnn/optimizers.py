@@ -55,7 +55,8 @@ def raised(gradient: tf.Tensor, weights: tf.Tensor, share: float) -> tf.Tensor:
     a norm of the gradient below 1e-6 counts as that, and one of the weights below 1e-3 as that.
 
     Args:
-        gradient, weights: of a kernel, output channels on the last axis.
+        gradient, weights: of a kernel, output channels on the last axis; a depthwise kernel with
+            a multiplier of 1 is one channel.
         share: 0.01 on ImageNet, 0.04 on CIFAR in the paper.
 
     Returns:
@@ -442,16 +443,20 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
 class Diode(Adam):
     """Binary kernels by sign descent, without latent weights (Diode, ECCV 2024); else `Adam`.
 
-    Of a binary kernel only signs count: ``m = lerp(m, g, 1 - momentum)`` averages its gradients,
+    ``m = lerp(m, g, 1 - momentum)`` averages the gradients of a binary kernel,
     ``s = lerp(s, -size * learning_rate * sign(m), 1 - memory)`` the signs of these, and
-    the kernel holds s, whose sign the network uses.  A kernel that is not binary now is Adam's.
+    the kernel holds s, whose sign the network uses (and, by a `ScaledSign`, its mean size in
+    each channel).  A kernel that is not binary now is Adam's.
 
     Args:
         learning_rate, weight_decay: as in `Adam`.
         momentum, memory: as published, for trainings of 100,000 iterations and more.  The memory
             is 1 / (1 - memory) iterations long, and should be half of a short training's.
         size: of s at most, in units of the learning rate; with a rate that falls, what comes
-            later counts less.
+            later counts less.  A weight w that the training begins with keeps its sign for
+            ``ln(1 + |w| / (size * learning_rate))`` memories, so that a short training wants
+            ``1 / learning_rate``, as --optimizer=diode has; beyond the clip of its sign's
+            gradient, 1 as published, a weight would keep its sign for good.
         **kwargs: the other options of `Adam`.
 
     Raises:
