@@ -109,6 +109,26 @@ def test_binary_convolution_gradients_are_those_of_the_paper(tuned):
     np.testing.assert_allclose(dw, d_kernel * (np.abs(w) <= 1), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_after_a_call_that_was_interrupted_kernels_are_read_as_they_are(graph):
+    def quantizer(w):
+        raise KeyboardInterrupt
+
+    x = tf.ones((1, 4, 4, 1))
+    layer = layers.BinaryConv2D(1, 3)
+    layer(x)
+    latent = layer.kernel.numpy()
+    layer.kernel.quantizer = quantizer
+    with pytest.raises(KeyboardInterrupt):
+        (tf.function(layer) if graph else layer)(x)
+    layer.kernel.quantizer = layer.kernel_quantizer
+    np.testing.assert_array_equal(layer.get_weights()[0], latent)
+    np.testing.assert_array_equal(tf.convert_to_tensor(layer.kernel), latent)
+    with lq.context.quantized_scope(True):
+        layer(x)
+        assert lq.context.should_quantize()
+
+
 def test_binary_convolution_switched_off_is_keras_convolution():
     x = images(channels=5)
     layer = layers.BinaryConv2D(7, 3, strides=2)
