@@ -186,7 +186,7 @@ class _Groups:
                 for name in ("flips", "signs")
             )
             self._slot = [self._var_key(kernel) for kernel in kernels].index
-        for beginning in self.rates:
+        for beginning in self.rates if var_list else ():
             if not any(variable.name.startswith(beginning) for variable in var_list):
                 raise ValueError(
                     "Expected rates of beginnings of the trainable variables' names, such as "
@@ -337,7 +337,8 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
             decay stays as it is.
         gradient_floor: the share of `raised`, for the binary kernels of Larq's layers; 0: none.
         silent_decay: coupled decay of their silent weights alone, whose moving average of sign
-            changes is below 0.1 / silent_iterations (OvSW, arXiv 2407.05257).
+            changes, 0 at first, is below 0.1 / silent_iterations (OvSW, arXiv 2407.05257): those
+            that have not changed yet, or not for 2.3 silent_iterations and more.
         silent_iterations: 1 / (1 - momentum) of that average.
         **kwargs: clipping, EMA and other options of Keras optimizers.
 
