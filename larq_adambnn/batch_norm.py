@@ -48,7 +48,7 @@ def estimator(model: tf.keras.Model) -> Callable[[Iterable], None]:
     """`reestimate_batch_norm` of one model, traced once; what is binary in it is to stay."""
     strategy = model.distribute_strategy
 
-    @tf.function(autograph=False)
+    @tf.function
     def forward(images):  # each replica computes the same
         strategy.run(lambda x: model(x, training=True), args=(images,))
 

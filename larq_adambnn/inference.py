@@ -55,7 +55,7 @@ def logits(network: Network, batches: Iterable[np.ndarray]) -> Iterator[np.ndarr
         batches = iter(batches)
         first = next(batches)
         signature = [tf.TensorSpec([None, *first.shape[1:]], first.dtype)]
-        first_output = tf.function(_first_output(network), signature, autograph=False)
+        first_output = _first_output(network, signature)
         for batch in itertools.chain([first], batches):
             yield first_output(batch).numpy()
     else:
@@ -148,9 +148,14 @@ def _hits_of_file(
         yield _hits(outputs, labels.pop(0)).numpy()
 
 
-def _first_output(network: tf.keras.Model):
-    """The function from images to the first of a model's outputs."""
-    return lambda images: tf.nest.flatten(network(images, training=False))[0]
+def _first_output(network: tf.keras.Model, signature: Sequence[tf.TensorSpec] | None = None):
+    """The function from images to the first of a model's outputs, whose layers may branch."""
+
+    @tf.function(input_signature=signature)
+    def first_output(images):
+        return tf.nest.flatten(network(images, training=False))[0]
+
+    return first_output
 
 
 def _hits(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

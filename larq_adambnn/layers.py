@@ -160,7 +160,11 @@ class BinaryConv2D(lq.layers.QuantConv2D):
 
     def call(self, inputs, training=None):
         self._training = training is True
-        return super().call(inputs)
+        quantized = lq.context.should_quantize()
+        try:
+            return super().call(inputs)
+        finally:  # Larq's would stay on after an error or Ctrl-C, and kernels be read as signs
+            lq.context.quantized_scope(quantized).__enter__()
 
     def convolution_op(self, inputs, kernel):
         return convolve(self, super().convolution_op, inputs, kernel, training=self._training)

@@ -55,7 +55,8 @@ def raised(gradient: tf.Tensor, weights: tf.Tensor, share: float) -> tf.Tensor:
     a norm of the gradient below 1e-6 counts as that, and one of the weights below 1e-3 as that.
 
     Args:
-        gradient, weights: of a kernel, output channels on the last axis.
+        gradient, weights: of a kernel, output channels on the last axis; a depthwise kernel with
+            a multiplier of 1 is one channel.
         share: 0.01 on ImageNet, 0.04 on CIFAR in the paper.
 
     Returns:
@@ -185,7 +186,7 @@ class _Groups:
                 for name in ("flips", "signs")
             )
             self._slot = [self._var_key(kernel) for kernel in kernels].index
-        for beginning in self.rates:
+        for beginning in self.rates if var_list else ():
             if not any(variable.name.startswith(beginning) for variable in var_list):
                 raise ValueError(
                     "Expected rates of beginnings of the trainable variables' names, such as "
@@ -336,7 +337,8 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
             decay stays as it is.
         gradient_floor: the share of `raised`, for the binary kernels of Larq's layers; 0: none.
         silent_decay: coupled decay of their silent weights alone, whose moving average of sign
-            changes is below 0.1 / silent_iterations (OvSW, arXiv 2407.05257).
+            changes, 0 at first, is below 0.1 / silent_iterations (OvSW, arXiv 2407.05257): those
+            that have not changed yet, or not for 2.3 silent_iterations and more.
         silent_iterations: 1 / (1 - momentum) of that average.
         **kwargs: clipping, EMA and other options of Keras optimizers.
 
@@ -442,16 +444,20 @@ class Adam(_Groups, tf.keras.optimizers.Adam):
 class Diode(Adam):
     """Binary kernels by sign descent, without latent weights (Diode, ECCV 2024); else `Adam`.
 
-    Of a binary kernel only signs count: ``m = lerp(m, g, 1 - momentum)`` averages its gradients,
+    ``m = lerp(m, g, 1 - momentum)`` averages the gradients of a binary kernel,
     ``s = lerp(s, -size * learning_rate * sign(m), 1 - memory)`` the signs of these, and
-    the kernel holds s, whose sign the network uses.  A kernel that is not binary now is Adam's.
+    the kernel holds s, whose sign the network uses (and, by a `ScaledSign`, its mean size in
+    each channel).  A kernel that is not binary now is Adam's.
 
     Args:
         learning_rate, weight_decay: as in `Adam`.
         momentum, memory: as published, for trainings of 100,000 iterations and more.  The memory
             is 1 / (1 - memory) iterations long, and should be half of a short training's.
         size: of s at most, in units of the learning rate; with a rate that falls, what comes
-            later counts less.
+            later counts less.  A weight w that the training begins with keeps its sign for
+            ``ln(1 + |w| / (size * learning_rate))`` memories, so that a short training wants
+            ``1 / learning_rate``, as --optimizer=diode has; beyond the clip of its sign's
+            gradient, 1 as published, a weight would keep its sign for good.
         **kwargs: the other options of `Adam`.
 
     Raises:

@@ -80,7 +80,7 @@ def scaled_sign(w: tf.Tensor, clip: float = 1.0, temperature: tf.Tensor | None =
         soft = tf.minimum(tf.maximum(w / divisor, -scale), scale)
         return select(warm, soft, binary), grad
 
-    return sign(w)
+    return sign(tf.convert_to_tensor(w))
 
 
 class _Clipped:

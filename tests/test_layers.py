@@ -9,7 +9,7 @@ import small
 import tensorflow as tf
 
 import larq_adambnn
-from larq_adambnn import kernels, layers, models, quantizers
+from larq_adambnn import batch_norm, data, inference, kernels, layers, models, quantizers
 
 
 @pytest.fixture(params=[True, False], ids=["tuned", "plain"])
@@ -107,6 +107,26 @@ def test_binary_convolution_gradients_are_those_of_the_paper(tuned):
     expected = d_signs * np.maximum(0, 2 - 2 * np.abs(x))
     np.testing.assert_allclose(dx, expected, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(dw, d_kernel * (np.abs(w) <= 1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_after_a_call_that_was_interrupted_kernels_are_read_as_they_are(graph):
+    def quantizer(w):
+        raise KeyboardInterrupt
+
+    x = tf.ones((1, 4, 4, 1))
+    layer = layers.BinaryConv2D(1, 3)
+    layer(x)
+    latent = layer.kernel.numpy()
+    layer.kernel.quantizer = quantizer
+    with pytest.raises(KeyboardInterrupt):
+        (tf.function(layer) if graph else layer)(x)
+    layer.kernel.quantizer = layer.kernel_quantizer
+    np.testing.assert_array_equal(layer.get_weights()[0], latent)
+    np.testing.assert_array_equal(tf.convert_to_tensor(layer.kernel), latent)
+    with lq.context.quantized_scope(True):
+        layer(x)
+        assert lq.context.should_quantize()
 
 
 def test_binary_convolution_switched_off_is_keras_convolution():
@@ -369,7 +389,32 @@ def test_from_the_clip_on_a_sign_has_no_gradient(quantizer, expected):
     assert (outside == 0) == (expected < math.inf)
 
 
-def test_a_quantizer_of_ones_own_may_branch_on_tensors():
+def by_predict(model, batch):
+    return model.predict(batch, verbose=0)
+
+
+def by_logits(model, batch):
+    return np.concatenate(list(inference.logits(model, [batch])))
+
+
+def by_reestimate_batch_norm(model, batch):
+    normalized = tf.keras.Sequential([model, tf.keras.layers.BatchNormalization()])
+    batch_norm.reestimate_batch_norm(normalized, [batch])
+    return model(batch)
+
+
+def by_evaluate(model, batch):
+    pixels = tf.data.Dataset.from_tensors((np.zeros((32, 32, 1), np.uint8), 0))
+    dataset = data.from_datasets(pixels, pixels, ("a", "b"), image_size=32, batch_size=1)
+    resized = tf.keras.Input((32, 32, 1))
+    logits = tf.keras.layers.Flatten()(model(resized[:, :1, :2]))
+    assert inference.evaluate(tf.keras.Model(resized, logits), dataset).images == 1
+    return model(batch)
+
+
+@pytest.mark.parametrize("attribute", ["input_quantizer", "kernel_quantizer"])
+@pytest.mark.parametrize("use", [by_predict, by_logits, by_reestimate_batch_norm, by_evaluate])
+def test_a_quantizer_of_ones_own_may_branch_on_tensors(attribute, use):
     """As in any layer of Keras, whose calls AutoGraph converts."""
 
     def quantizer(x):
@@ -377,8 +422,11 @@ def test_a_quantizer_of_ones_own_may_branch_on_tensors():
             x = -x
         return tf.sign(x)
 
-    x = tf.keras.Input((3, 3, 1))
-    layer = layers.BinaryConv2D(1, 1, input_quantizer=quantizer, kernel_initializer="ones")
+    x = tf.keras.Input((None, None, 1))
+    initial = tf.keras.initializers.Constant(-2.0 if attribute == "kernel_quantizer" else 1.0)
+    options = {attribute: quantizers.Switchable(quantizer)}
+    layer = layers.BinaryConv2D(1, 1, **options, kernel_initializer=initial)
     model = tf.keras.Model(x, layer(x))
     values = np.full((1, 3, 3, 1), -2.0, np.float32)
-    np.testing.assert_allclose(model.predict(values, verbose=0), np.ones((1, 3, 3, 1)))
+    expected = np.sign(values) if attribute == "kernel_quantizer" else -np.sign(values)
+    np.testing.assert_allclose(use(model, values), expected)

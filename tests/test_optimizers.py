@@ -217,6 +217,12 @@ def test_rates_that_are_none(rates):
         optimizers.Adam(rates=rates)
 
 
+def test_rates_where_nothing_is_trained():
+    optimizer = optimizers.Adam(rates={"classifier/": 1.0})
+    optimizer.build([])
+    assert optimizers.iterations(optimizer) == 0
+
+
 def test_rates_of_no_variable():
     optimizer = optimizers.Adam(rates={"classifeir": 0.1, "class": 0.1})
     with pytest.raises(ValueError, match="Received: 'classifeir', which fits"):

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from larq_adambnn import kernels
+from larq_adambnn.layers import BinaryConv2D
 from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable, approx_sign, scaled_sign
 
 
@@ -52,6 +53,14 @@ def test_a_warm_sign_is_soft_and_has_the_gradient_of_the_cold_one(tuned, tempera
     np.testing.assert_array_equal(
         tape.gradient(y, x, tf.constant(dy)), np.where(np.abs(w) <= 1.5, dy, 0)
     )
+
+
+def test_scaled_sign_takes_the_kernel_of_a_layer():
+    """Without a graph too, where it is watched under another name than it is given by."""
+    layer = BinaryConv2D(2, 3)
+    layer.build((None, 4, 4, 3))
+    expected = scaled_sign(tf.constant(layer.kernel.numpy()))
+    np.testing.assert_array_equal(scaled_sign(layer.kernel), expected)
 
 
 def test_scaled_sign_of_a_dense_kernel_scales_each_output(tuned):

@@ -108,6 +108,8 @@ class FirstStepTeacher(Stateful):
     """Has the network at the end of step 1 teach step 2 (arXiv 2003.11535, section 4.2).
 
     For a `Distiller`; it comes after the `TwoStepSwitch` and the `AverageWeights` in the list.
+    A later `fit` with it that begins in step 2 goes on with the same teacher; without its state,
+    such as with a new one, the teacher takes the weights of that moment.
 
     Args:
         epoch: first epoch of step 2, as the switch has it.
@@ -117,7 +119,8 @@ class FirstStepTeacher(Stateful):
             None takes the student's own weights, such as those that the switch reloads.
 
     Raises:
-        ValueError: an argument is not what it should be, or the fitted model is no Distiller.
+        ValueError: an argument is not what it should be; or, when it is used, the fitted model is
+            no Distiller, or `average` is none of the callbacks of the fit.
     """
 
     def __init__(
@@ -136,23 +139,28 @@ class FirstStepTeacher(Stateful):
         self.epoch = epoch
         self.first, self.average = tuple(first), average
         self.copy = layers.binarize(copy, *first)
+        self._begun = False
 
     def on_train_begin(self, logs=None):
         expect("model", self.model, instance(Distiller, "a Distiller"))
-        self._begun = False
         super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         if epoch < self.epoch:
+            self._begun = False
             return
         if not self._begun:
-            self._begun = True
             self._take()
+            self._begun = True
         self.model.taught_by(lambda images: self.copy(images, training=False))
 
     def _take(self) -> None:
         """Copies the weights with which step 1 is evaluated."""
+        if self.average is not None and self.average.model is not self.model:
+            raise ValueError(
+                "Expected average to be one of the callbacks of the fit. Received: another"
+            )
         student, form = self.model.student, layers.binarization(self.model)
         layers.binarize(student, *self.first)  # batch norms computed anew are those of step 1
         with self.average.swapped() if self.average else contextlib.nullcontext():

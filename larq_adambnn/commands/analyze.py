@@ -283,9 +283,9 @@ class _Analysis:
         found = {title: weights for title, weights in found.items() if weights.size}
         if not found:
             return
-        _, figure = figures.weight_histograms(found, clips=clips)
+        drawn, figure = figures.weight_histograms(found, clips=clips)
         peaks = "; ".join(
-            f"{title}: peaks at {', '.join(f'{p:.2f}' for p in figures.weight_peaks(weights))}"
-            for title, weights in found.items()
+            f"{title}: peaks at {', '.join(f'{p:.2f}' for p in drawn[f'{title} (peaks)'])}"
+            for title in found
         )
         yield "final_weights", f"Latent weights of all binary layers. {peaks}.", figure

@@ -15,7 +15,6 @@ __all__ = ["convolve", "kernel_gradient"]
 _LARGE_KERNEL = 2**22
 
 
-@tf.autograph.experimental.do_not_convert  # there is nothing to convert
 def convolve(
     layer: tf.keras.layers.Conv2D, plain: Callable, inputs: tf.Tensor, kernel, *, training: bool
 ) -> tf.Tensor:

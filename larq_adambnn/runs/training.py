@@ -289,9 +289,10 @@ def _optimizer(config: Config, student: tf.keras.Model) -> tf.keras.optimizers.O
 
 
 def _diode(config: Config) -> dict:
-    """The options of a Diode whose kernels have 1 at most."""
+    """The options of a Diode whose kernels have 1 at most, and stay within --weight_clip."""
     momentum, memory = config.diode_momenta
-    return {"momentum": momentum, "memory": memory, "size": 1 / config.learning_rate}
+    size = min(1.0, config.weight_clip) / config.learning_rate
+    return {"momentum": momentum, "memory": memory, "size": size}
 
 
 def _loss(config: Config) -> tf.keras.losses.Loss:

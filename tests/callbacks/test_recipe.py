@@ -294,6 +294,15 @@ def test_the_network_at_the_end_of_step_1_teaches_step_2():
     for one, other in zip(now, taken, strict=True):
         np.testing.assert_array_equal(one, other)
     assert larq_adambnn.binarization(student) == (True, True)
+    longer = [callbacks.TwoStepSwitch(1), teacher]
+    model.fit(images, labels, 8, 3, initial_epoch=2, callbacks=longer, verbose=0)
+    for one, other in zip(copy.get_weights(), taken, strict=True):
+        np.testing.assert_array_equal(one, other)
+    model.fit(images, labels, 8, 2, callbacks=longer, verbose=0)
+    assert any(np.any(a != b) for a, b in zip(copy.get_weights(), taken, strict=True))
+    teacher = callbacks.FirstStepTeacher(1, copy, average=callbacks.AverageWeights(0.9))
+    with pytest.raises(ValueError, match="Expected average to be one of the callbacks"):
+        model.fit(images, labels, 8, 2, initial_epoch=1, callbacks=[teacher], verbose=0)
     with pytest.raises(ValueError, match="Expected model to be a Distiller"):
         fit(compiled(optimizers.Adam()), [callbacks.FirstStepTeacher(1, copy)], 1)
 

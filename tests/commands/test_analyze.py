@@ -1,8 +1,12 @@
 """--mode=analyze on runs of a small network."""
 
 import json
+import pathlib
+import re
 import shutil
+import types
 
+import numpy as np
 import PIL.Image
 import pytest
 
@@ -80,3 +84,15 @@ def test_analyze_of_an_unfinished_run(two_step_run, tmp_path):
     (tmp_path / "flags.cfg").write_text(two_step_run.flags.read_text())
     with pytest.raises(UsageError, match="expected a run with a finished step"):
         analyze.main(parse(["--mode=analyze", f"--run={tmp_path}"]))
+
+
+def test_the_peaks_that_are_told_are_those_that_are_drawn(monkeypatch):
+    """Of weights that gather beyond a wide clip, where an axis of the usual length has its end."""
+    weights = np.random.default_rng(0).normal(0, 0.05, 9000) + np.tile([-1.6, 1.6], 4500)
+    monkeypatch.setattr(analyze, "load_student", lambda *args, **options: None)
+    monkeypatch.setattr(analyze, "latent_weights", lambda model: (weights, 1.5))
+    run = types.SimpleNamespace(last_step=lambda: 1, weights=lambda step: pathlib.Path(__file__))
+    analysis = types.SimpleNamespace(run=run, config=None, dataset=None, spare=None, others={})
+    [(_, caption, _)] = analyze._Analysis.weights(analysis)
+    peaks = re.search(r"end of step 1: peaks at (.*)\.$", caption)[1].split(", ")
+    assert [float(peak) for peak in peaks] == pytest.approx([-1.6, 1.6], abs=0.05)

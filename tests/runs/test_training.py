@@ -1,5 +1,6 @@
 """A run on a data set of one's own, through the Python functions."""
 
+import larq as lq
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,6 +8,7 @@ import tensorflow as tf
 from larq_adambnn import data, inference
 from larq_adambnn.errors import UsageError
 from larq_adambnn.export import description
+from larq_adambnn.quantizers import scaled_sign
 from larq_adambnn.runs import training
 from larq_adambnn.runs.config import load_run, parse
 from larq_adambnn.runs.directory import Run
@@ -68,3 +70,19 @@ def test_other_settings_than_the_configs_are_refused(tmp_path):
     with pytest.raises(UsageError, match="--batch_size: expected 8, as the given data set has"):
         training.train(config, dataset)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("clip", [0.5, 1.0, 1.5])
+def test_sign_descent_keeps_a_kernel_where_its_sign_has_a_gradient(clip):
+    flags = ("--optimizer=diode", "--diode_momenta=0.5,0.5", f"--weight_clip={clip}")
+    diode = training._optimizer(parse([*FLAGS, *flags, "--output_dir=none"]), None)
+    kernel = tf.Variable(np.full((3, 3, 2, 2), 0.1, np.float32))
+    kernel = lq.quantized_variable.QuantizedVariable.from_variable(kernel, precision=1)
+    for _ in range(30):
+        diode.apply_gradients([(tf.ones(kernel.shape), kernel)])
+    weights = tf.constant(kernel.numpy())
+    np.testing.assert_allclose(weights, -min(clip, 1.0) * np.ones_like(weights), rtol=1e-6)
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        signs = scaled_sign(weights, clip)
+    np.testing.assert_array_equal(tape.gradient(signs, weights), np.ones_like(weights))
