@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from larq_adambnn.arguments import expect, function, instance, number, optional, several, whole
+from larq_adambnn.attention import difference, opened
 from larq_adambnn.losses import cross_entropy
 from larq_adambnn.replicas import outputs_of
 
@@ -45,8 +46,8 @@ class Distiller(tf.keras.Model):
     a batch, outside the gradient tape, and is not part of this model's weights.  The
     loss given to `compile` compares logits with the teacher's, or with the labels
     where there is no teacher; the student's own losses, such as of regularizers, are
-    added.  Labels always serve the metrics `accuracy` and `top5_accuracy`, and those given
-    to `compile`.
+    added, and in training `attention`.  Labels always serve the metrics `accuracy` and
+    `top5_accuracy`, and those given to `compile`.
 
     It is not to be saved as a whole, since the teacher is a function: save `student`, or
     the weights.
@@ -58,12 +59,16 @@ class Distiller(tf.keras.Model):
         label_weight: share of the cross-entropy with the labels in the loss, 0 to 1;
             the rest is the compiled loss.
         label_smoothing: of those labels, see `losses.cross_entropy`.
+        attention: weight of `attention.difference` in the loss of training, such as 30; in step 2
+            of a `TwoStepSwitch` it is off.  The teacher gives (logits, feature maps), as a network
+            of `attention.opened` does.
         microbatches: equal parts that a batch is computed in, one after the other, to
             save memory; gradients are averaged and applied once.  Batch norm sees
             one part at a time.
 
     Raises:
-        ValueError: an argument is out of range, or labels have another shape.
+        ValueError: an argument is out of range, or labels have another shape; with `attention`,
+            the student has no feature maps, or the teacher none of their sizes.
         tf.errors.InvalidArgumentError: a label is none of a class; in training, a loss is not
             finite.
     """
@@ -75,18 +80,25 @@ class Distiller(tf.keras.Model):
         *,
         label_weight: float = 0.0,
         label_smoothing: float = 0.0,
+        attention: float = 0.0,
         microbatches: int = 1,
     ):
         expect("student", student, instance(tf.keras.Model, "a Keras model"))
         expect("teacher", teacher, optional(function))
         expect("label_weight", label_weight, number(0, 1))
         expect("label_smoothing", label_smoothing, number(0, below=1))
+        expect("attention", attention, number(0))
         expect("microbatches", microbatches, whole(1))
         super().__init__(name=f"{student.name}_distiller")
         self.student = student
         self.taught_by(teacher)
         self.label_weight = label_weight
         self.label_smoothing = label_smoothing
+        self.attention = attention
+        self.matches_attention = bool(attention)  # for what is traced from now on
+        # Behind a function, so that Keras does not track the student's variables twice.
+        seen = opened(student) if attention else None
+        self._see = lambda images: seen(images, training=True)
         self.microbatches = microbatches
         self.distribute_reduction_method = "first"  # metrics are those of all replicas already
         self._loss = tf.keras.metrics.Mean("loss")
@@ -174,10 +186,16 @@ class Distiller(tf.keras.Model):
 
     def _gradients(self, images, labels, weights) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Loss and gradients of a batch, or a part of one, which the metrics count."""
-        target = self._target(images, labels)
+        target, wanted = self._taught(images, labels)
         with tf.GradientTape() as tape:
-            logits = self.student(images, training=True)
+            if self.matches_attention:
+                logits, maps = self._see(images)
+            else:
+                logits = self.student(images, training=True)
             loss = self._objective(target, labels, logits, weights)
+            if self.matches_attention:
+                apart = tf.cast(difference(maps, wanted), loss.dtype)
+                loss += self.attention * self._mean(apart, weights)
             scaled = loss
             if isinstance(self.optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
                 scaled = self.optimizer.get_scaled_loss(loss)
@@ -216,8 +234,15 @@ class Distiller(tf.keras.Model):
         expected = f"Expected labels from 0 to {self._classes - 1}, the student's classes."
         return tf.debugging.Assert(known, [f"{expected} Received:", labels])
 
-    def _target(self, images, labels):
-        return labels if self._teach is None else self._teach(images)
+    def _taught(self, images, labels) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """What the compiled loss compares logits with, and the teacher's feature maps, if any."""
+        if self._teach is None:
+            return labels, {}
+        taught = self._teach(images)
+        return taught if isinstance(taught, tuple) else (taught, {})
+
+    def _target(self, images, labels) -> tf.Tensor:
+        return self._taught(images, labels)[0]
 
     def _objective(self, target, labels, logits, weights) -> tf.Tensor:
         """Loss of a batch, divided by the number of replicas that share it."""
@@ -225,16 +250,19 @@ class Distiller(tf.keras.Model):
         replicas = self.distribute_strategy.num_replicas_in_sync
         if self.label_weight:
             entropy = cross_entropy(labels, tf.cast(logits, loss.dtype), self.label_smoothing)
-            if weights is not None:
-                entropy *= tf.cast(weights, entropy.dtype)
-            images = tf.shape(labels)[0] * replicas
-            entropy = tf.math.divide_no_nan(
-                tf.reduce_sum(entropy), tf.cast(images, loss.dtype)
-            )  # a replica may have no image of the last batch
+            entropy = self._mean(entropy, weights)
             loss = (1 - self.label_weight) * loss + self.label_weight * entropy
         if self.student.losses:
             loss += tf.add_n([tf.cast(x, loss.dtype) for x in self.student.losses]) / replicas
         return loss
+
+    def _mean(self, losses, weights) -> tf.Tensor:
+        """Of the images' losses (B,), divided by the number of replicas that share the batch."""
+        if weights is not None:
+            losses *= tf.cast(weights, losses.dtype)
+        images = tf.shape(losses)[0] * self.distribute_strategy.num_replicas_in_sync
+        # A replica may have no image of the last batch.
+        return tf.math.divide_no_nan(tf.reduce_sum(losses), tf.cast(images, losses.dtype))
 
     def _measure(self, labels, logits, loss, weights) -> None:
         replicas = tf.cast(self.distribute_strategy.num_replicas_in_sync, loss.dtype)

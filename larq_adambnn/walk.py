@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
-__all__ = ["named_nodes", "nodes", "recall", "unique", "walk"]
+__all__ = ["is_model", "named_nodes", "nodes", "recall", "unique", "walk"]
 
 
 def nodes(model: tf.keras.Model) -> list:
@@ -15,7 +15,7 @@ def nodes(model: tf.keras.Model) -> list:
     Raises:
         ValueError: the model is not functional.
     """
-    if not _is_model(model):
+    if not is_model(model):
         raise ValueError(
             "Expected a functional model, or a sequential one that is built. "
             f"Received: {model.name}, a {type(model).__name__}"
@@ -27,7 +27,7 @@ def nodes(model: tf.keras.Model) -> list:
 def all_nodes(model: tf.keras.Model) -> Iterator:
     """`nodes`, with those of a model in it in the place of its call."""
     for node in nodes(model):
-        if _is_model(node.layer):
+        if is_model(node.layer):
             yield from all_nodes(node.layer)
         else:
             yield node
@@ -58,7 +58,8 @@ def unique(name: str, used: set[str]) -> str:
     return found
 
 
-def _is_model(layer) -> bool:
+def is_model(layer) -> bool:
+    """Whether a layer is a functional model."""
     return hasattr(layer, "_nodes_by_depth")
 
 
@@ -84,7 +85,7 @@ def walk(model: tf.keras.Model, inputs: Sequence, call: Callable) -> list:
     uses = count_uses(model)
     for node in nodes(model):
         given = [values[id(tensor)] for tensor in node.keras_inputs]
-        inside = _is_model(node.layer)
+        inside = is_model(node.layer)
         results = walk(node.layer, given, call) if inside else call(node, given)
         values.update(zip(map(id, tf.nest.flatten(node.outputs)), results, strict=True))
         for tensor in node.keras_inputs:

@@ -65,8 +65,9 @@ def configure(folder, *flags) -> Config:
 
 def train(config: Config) -> Run:
     with training._opened(config, tf.distribute.get_strategy()) as run:
-        # One that is begun with its teacher's weights, or has others beside it, has to train them
-        own = config.init_from or len(config.teacher) > 1
+        # One that is begun with its teacher's weights, has others beside it, or compares more
+        # than logits, has to train them
+        own = config.init_from or len(config.teacher) > 1 or config.attention
         training._fit(config, run, pictures(), [None if own else teach] * len(config.teacher))
     return run
 
@@ -124,7 +125,9 @@ def together() -> list[list[str]]:
     sets: list[dict] = []
     for part in recipes.PARTS:
         for others in sets:
-            if all(others.get(name, value) == value for name, value in part.settings.items()):
+            both = {**others, **part.settings}
+            compares = both.get("attention") and len(both.get("teacher", ())) > 1  # with one only
+            if both == {**part.settings, **others} and not compares:
                 others |= part.settings
                 break
         else:

@@ -17,7 +17,7 @@ import small
 import tensorflow as tf
 
 import larq_adambnn  # noqa: F401  (selects Keras 2)
-from larq_adambnn import data, inference, layers, losses, models, optimizers
+from larq_adambnn import attention, data, inference, layers, losses, models, optimizers
 from larq_adambnn.distillation import Distiller
 from larq_adambnn.runs import config, strategies
 
@@ -55,7 +55,8 @@ def main(kind: str) -> None:
         student = models.build("reactnet18", **shape, sync_batch_norm=True)
         teacher = models.build("reactnet18", **shape)
         layers.binarize(student, True, True)
-        model = Distiller(student, lambda images: teacher(images, training=False))
+        seen = attention.opened(teacher)
+        model = Distiller(student, lambda images: seen(images, training=False), attention=3.0)
         model.compile(optimizers.Adam(1.25e-3, 5e-6), losses.DistributionLoss())
 
     found, before = [], 0.0

@@ -205,6 +205,7 @@ def test_wrong_arguments(call, argument):
         ({"teacher": 3}, "teacher=3"),
         ({"label_weight": "0.5"}, "label_weight='0.5'"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"attention": float("nan")}, "attention=nan"),
         ({"microbatches": 2.0}, "microbatches=2.0"),
     ],
 )

@@ -36,7 +36,8 @@ class TwoStepSwitch(Stateful):
     Before epoch 0 it sets what is binary in step 1.  Before `epoch` it sets what is
     binary in step 2, and resets the optimizer: moments and iteration count, not the
     learning rate.  A `fit` that starts or resumes later finds the right form too, and
-    is not reset twice.
+    is not reset twice.  The `attention` of a `Distiller` is for step 1 alone, as in
+    Real-to-Binary (arXiv 2003.11535, section 4.2).
 
     Args:
         epoch: first epoch of step 2, counted from 0.
@@ -79,6 +80,8 @@ class TwoStepSwitch(Stateful):
     def on_epoch_begin(self, epoch, logs=None):
         super().on_epoch_begin(epoch, logs)
         form = self.first if epoch < self.epoch else self.second
+        if isinstance(self.model, Distiller):  # before it is traced for that form
+            self.model.matches_attention = bool(self.model.attention) and epoch < self.epoch
         layers.binarize(self.model, *form)
         if epoch < self.epoch:
             _in_first_step.add(self.model)

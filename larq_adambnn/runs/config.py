@@ -375,6 +375,12 @@ class Config:
         "kept (see --ema); with --reload_best its best.",
         choices=("same", "step1"),
     )
+    attention: float = _recipe(
+        0.0,
+        "Weight of attention matching in the loss of step 1, or of the only one: where in its "
+        "feature maps a student is strong is compared with the teacher. Published is 30; 0 is off.",
+        lower=0,
+    )
     teacher_weights: tuple[str, ...] = _recipe(
         (),
         "Weights of each named teacher, in their order: a file, or imagenet (downloads them).",
@@ -610,6 +616,15 @@ def check(config: Config) -> Config:
         or (len(config.steps) == 2 and config.loss != "cross_entropy"),
         "--step2_teacher: expected two steps and a loss with a teacher for step1; received "
         f"--order={config.order} and --loss={config.loss}",
+    )
+    _require(
+        not config.attention or config.loss != "cross_entropy",
+        "--attention: expected --loss=distribution or weighted_sum with it, as cross_entropy has "
+        "no teacher",
+    )
+    _require(
+        not config.attention or len(config.teacher) < 2,
+        f"--attention: expected one --teacher with it; received {flag_text(config.teacher)}",
     )
     _require(
         not config.label_smoothing or config.loss != "distribution",

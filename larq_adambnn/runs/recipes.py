@@ -74,6 +74,11 @@ PARTS = (
         "Real-to-Binary (arXiv 2003.11535, section 4.2)",
     ),
     Part(
+        "attention matching",
+        {"attention": 30},
+        "Real-to-Binary (arXiv 2003.11535, section 4.2)",
+    ),
+    Part(
         "the teacher's weights",
         {"init_from": "teacher"},
         "Bi-Real Net (arXiv 1808.00278) begins with a trained real-valued network",

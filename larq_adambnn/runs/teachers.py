@@ -1,4 +1,4 @@
-"""The frozen teachers that --teacher names, as functions from images to logits."""
+"""The frozen teachers that --teacher names, as functions of images."""
 
 import pathlib
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from larq_adambnn.attention import common, opened
 from larq_adambnn.data import Dataset
 from larq_adambnn.data.sources import digest
 from larq_adambnn.data.statistics import IMAGENET
@@ -15,10 +16,10 @@ from larq_adambnn.names import APPLICATIONS
 from larq_adambnn.runs import datasets, provenance
 from larq_adambnn.runs.config import Config, load_run
 from larq_adambnn.runs.directory import Run
-from larq_adambnn.runs.students import load_student
+from larq_adambnn.runs.students import build, load_student
 from larq_adambnn.weights import check_finite
 
-__all__ = ["check", "fingerprint", "freeze", "load", "own_config"]
+__all__ = ["check", "check_attention", "fingerprint", "freeze", "load", "own_config"]
 
 
 def check(config: Config) -> None:
@@ -79,6 +80,7 @@ def own_config(config: Config, directory: str, number: int = 1) -> Config:
         ema=0.0,
         batch_norm_batches=0,
         step2_teacher="same",
+        attention=0.0,
         reload_best=False,
         export=False,
         seed=(config.seed + number - 1) % 2**31,
@@ -100,12 +102,31 @@ def fingerprint(config: Config) -> str:
     return "".join(found) if len(found) < 2 else digest("".join(found).encode())
 
 
-def load(config: Config, dataset: Dataset, name: str) -> Callable[[tf.Tensor], tf.Tensor]:
+def check_attention(
+    config: Config, dataset: Dataset, teacher: tf.keras.Model | None = None
+) -> None:
+    """Raises UsageError if --attention finds nothing to compare, before any work.
+
+    Args:
+        config, dataset: of the training.
+        teacher: by default one of the student's own network.
+    """
+    if not config.attention:
+        return
+    student = build(config, dataset.preparation.channels, len(dataset.class_names))
+    try:
+        maps, others = (opened(model).output[1] for model in (student, teacher or student))
+        common(maps, others)
+    except ValueError as error:
+        raise UsageError(f"--attention: {error}") from None
+
+
+def load(config: Config, dataset: Dataset, name: str) -> Callable:
     """One of the frozen teachers that a config names (all but `self`), as `freeze` gives it.
 
     Raises:
-        UsageError: its weights cannot be read, or it has other classes or channels than the
-            data set.
+        UsageError: its weights cannot be read, it has other classes or channels than the
+            data set, or no feature maps for --attention.
     """
     weights = config.named_teachers.get(name)
     if name == "resnet34":
@@ -114,7 +135,8 @@ def load(config: Config, dataset: Dataset, name: str) -> Callable[[tf.Tensor], t
         model, prepare = _build_application(name, weights, dataset)
     else:
         model, prepare = _load_run(name, dataset)
-    return freeze(model, dataset, prepare)
+    check_attention(config, dataset, model)
+    return freeze(config, model, dataset, prepare)
 
 
 def _load_run(directory: str, dataset: Dataset):
@@ -149,20 +171,25 @@ def _unchanged(images, mean, std):
 
 
 def freeze(
-    model: tf.keras.Model, dataset: Dataset, prepare: Callable = _unchanged
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A frozen model as a function from the student's images to logits (B, num_classes).
+    config: Config, model: tf.keras.Model, dataset: Dataset, prepare: Callable = _unchanged
+) -> Callable:
+    """A frozen model as the function of a `Distiller`.
+
+    It goes from the student's images to logits (B, num_classes), or with --attention to what
+    `attention.opened` gives.
 
     Args:
+        config: of the training.
         model: the teacher; it runs in inference mode.
         dataset: whose normalization the images have.
         prepare: (images, mean, std) -> the images as the teacher wants them.
     """
     model.trainable = False
     mean, std = dataset.preparation.mean, dataset.preparation.std
+    network = opened(model) if config.attention else model
 
     def teach(images):
-        return model(prepare(images, mean, std), training=False)
+        return network(prepare(images, mean, std), training=False)
 
     return teach
 

@@ -222,8 +222,10 @@ def run_callbacks(
 
 
 def _given_teachers(config: Config, dataset: Dataset) -> list:
-    """A function from images to logits for each of --teacher, None for one that is trained here."""
+    """A function of images for each of --teacher, None for one that is trained here."""
     names = [] if config.loss == "cross_entropy" else config.teacher
+    if "self" in names:
+        teachers.check_attention(config, dataset)
     return [None if name == "self" else teachers.load(config, dataset, name) for name in names]
 
 
@@ -236,7 +238,7 @@ def _teacher(config: Config, run: Run, dataset: Dataset, given):
 
 
 def _own_teacher(config: Config, run: Run, dataset: Dataset, number: int):
-    """One of --teacher=self, as a function from images to logits."""
+    """One of --teacher=self, as `teachers.freeze` gives it."""
     own = teachers.own_config(config, str(run.teacher(number)), number)
     unmixed = dataset
     if dataset.settings.mixes:
@@ -247,7 +249,7 @@ def _own_teacher(config: Config, run: Run, dataset: Dataset, number: int):
         if strategies.is_chief(tf.distribute.get_strategy()):
             print(f"{run.teacher(number).name}: the real-valued network, on the labels", flush=True)
         _fit(own, teacher, unmixed)
-        return teachers.freeze(load_student(teacher, own, dataset), dataset)
+        return teachers.freeze(config, load_student(teacher, own, dataset), dataset)
 
 
 def compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distiller:
@@ -260,6 +262,7 @@ def compiled(config: Config, dataset: Dataset, teacher) -> distillation.Distille
             teacher,
             label_weight=config.label_weight if config.loss == "weighted_sum" else 0.0,
             label_smoothing=config.label_smoothing,
+            attention=config.attention,
             microbatches=config.microbatches,
         )
         model.compile(

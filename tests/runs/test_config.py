@@ -67,7 +67,9 @@ def test_the_two_recipes_differ_in_the_recipe_alone():
         *("activation_clip", "loss", "label_weight", "init_from"),
     }
     assert paper.epochs * len(paper.steps) == best.epochs * len(best.steps)
-    assert teachers.own_config(paper, "teacher") == teachers.own_config(best, "teacher")
+    looking = best.replace(attention=30)
+    for recipe in (best, looking):
+        assert teachers.own_config(paper, "teacher") == teachers.own_config(recipe, "teacher")
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
     for name in (
         "schedule",
@@ -341,6 +343,7 @@ def test_order_names_what_is_binary(order, steps):
         "--diode_momenta=0.9,1",
         "--label_smoothing=0.1",
         "--step2_teacher=step2",
+        "--attention=-1",
         "--seed=-1",
         "--pad_values=2",
         "--lighting=-0.1",
@@ -396,6 +399,14 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
         (
             ["--mode=summary", "--step2_teacher=step1", "--order=one_step"],
             "--step2_teacher: expected two steps",
+        ),
+        (
+            ["--mode=summary", "--attention=30", "--loss=cross_entropy"],
+            "--attention: expected --loss=distribution",
+        ),
+        (
+            ["--mode=summary", "--attention=30", "--teacher=self,VGG16"],
+            "--attention: expected one --teacher with it; received self,VGG16",
         ),
         (
             ["--mode=summary", "--model=QuickNet", "--order=progressive"],

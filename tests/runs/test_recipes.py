@@ -8,10 +8,12 @@ import numpy as np
 import parts
 import pytest
 import small
+import tensorflow as tf
 
 import larq_adambnn
-from larq_adambnn import export
-from larq_adambnn.runs import checkpoint, recipes
+from larq_adambnn import export, layers, models
+from larq_adambnn.errors import UsageError
+from larq_adambnn.runs import checkpoint, recipes, teachers, training
 from larq_adambnn.runs.students import load_student
 from larq_adambnn.weights import load
 
@@ -85,6 +87,53 @@ def test_step_2_is_taught_by_what_is_kept_of_step_1(flags, tmp_path, monkeypatch
     again = parts.train(config)
     for one, other in zip(parts.weights(again, network), trained, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def student_of_stride(stride):
+    """As small.network, with maps of another size; 32 leaves none above a pixel."""
+
+    def build(input_shape, num_classes, width=1.0):
+        images = tf.keras.Input(input_shape)
+        x = tf.keras.layers.Conv2D(8, 3, stride, "same")(images)
+        y = layers.BinaryConv2D(8, 3)(layers.Shift()(x))
+        x = tf.keras.layers.Add()([x, tf.keras.layers.BatchNormalization()(y)])
+        x = tf.keras.layers.GlobalAveragePooling2D()(x)
+        return tf.keras.Model(images, tf.keras.layers.Dense(num_classes)(x))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "stride, teacher, message",
+    [
+        (32, "self", "--attention: Expected a model with feature maps"),
+        (
+            3,
+            "MobileNetV2",
+            "--attention: Expected a teacher .*sizes, 11x11. Received: 8x8, 4x4, 2x2",
+        ),
+    ],
+)
+def test_maps_that_cannot_be_compared_are_refused_before_any_work(
+    stride, teacher, message, tmp_path, monkeypatch
+):
+    flags = ["--attention=30", "--noexport", f"--teacher={teacher}"]
+    if teacher != "self":
+        network = tf.keras.applications.MobileNetV2(
+            weights=None, input_shape=(32, 32, 1), classes=2, classifier_activation=None
+        )
+        network.save_weights(tmp_path / "teacher.h5")
+        flags.append(f"--teacher_weights={tmp_path}/teacher.h5")
+        # One that has such maps teaches with them
+        teach = teachers.load(parts.configure(tmp_path, *flags), parts.pictures(), teacher)
+        images, _ = next(iter(parts.pictures().train()))
+        logits, maps = teach(images)
+        assert logits.shape == (16, 2) and maps["8x8"].shape[:3] == (16, 8, 8)
+    monkeypatch.setitem(models._NETWORKS, "reactnet18", student_of_stride(stride))
+    config = parts.configure(tmp_path, *flags)
+    with pytest.raises(UsageError, match=message):
+        training.train(config, parts.pictures())
+    assert not (tmp_path / "unbroken").exists()
 
 
 def test_parts_resume_on_two_replicas(server):

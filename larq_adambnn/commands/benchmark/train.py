@@ -368,6 +368,7 @@ def epoch_times(config: Config) -> tuple[dict[str, float], int]:
             order="one_step",
             weight_decay=(0.0, 0.0),
             loss="cross_entropy",
+            attention=0.0,
             init_from="",
             reload_best=False,
             epochs=_EPOCHS,
