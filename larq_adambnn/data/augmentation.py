@@ -24,7 +24,8 @@ __all__ = [
 _SCALE = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _TRIES = 10
-_JUST_BELOW_HALF = np.full((1, 2), np.nextafter(np.float32(0.5), np.float32(0)))
+_FARTHEST = np.array([[1 / _RATIO[0]], [_RATIO[1]]], np.float32)  # height / width, width / height
+_JUST_BELOW_HALF = np.full((2, 1), np.nextafter(np.float32(0.5), np.float32(0)))
 _RESIZE_RATIO = 256 / 224  # evaluation: shorter side to the crop's side
 
 # Eigenvectors (columns) and eigenvalues of the RGB covariance of ImageNet's training
@@ -45,19 +46,20 @@ def crop_window(height: tf.Tensor, width: tf.Tensor, seed: tf.Tensor) -> tf.Tens
     with the ratio nearest to the image's.
     """
     draws = tf.random.stateless_uniform((4, _TRIES), seed)
-    limits = tf.cast(tf.stack([height, width]), tf.float32)
+    limits = tf.cast(tf.stack([height, width]), tf.float32)[:, tf.newaxis]
     area = tf.reduce_prod(limits) * (_SCALE[0] + draws[0] * (_SCALE[1] - _SCALE[0]))
     low, high = (math.log(ratio) for ratio in _RATIO)
     ratio = tf.exp(low + draws[1] * (high - low))
     sides = tf.round(tf.sqrt(area * tf.stack([1 / ratio, ratio])))
     # What remains when none fits; only one side is ever too long for the ratio.
-    centre = tf.minimum(tf.round(limits[::-1] * [1 / _RATIO[0], _RATIO[1]]), limits)
-    sides = tf.concat([tf.transpose(sides), centre[tf.newaxis]], 0)
-    places = tf.concat([tf.transpose(draws[2:]), _JUST_BELOW_HALF], 0)
-    first = tf.argmax(tf.reduce_all((sides > 0) & (sides <= limits), axis=1))
-    size, free = sides[first], limits - sides[first]
+    centre = tf.minimum(tf.round(limits[::-1] * _FARTHEST), limits)
+    sides = tf.concat([sides, centre], 1)
+    places = tf.concat([draws[2:], _JUST_BELOW_HALF], 1)
+    first = tf.argmax(tf.reduce_all((sides > 0) & (sides <= limits), axis=0))
+    size, place = sides[:, first], places[:, first]
+    free = limits[:, 0] - size
     # A number below 1 times n is below n, but not always in float32.
-    corner = tf.minimum(tf.floor(places[first] * (free + 1)), free)
+    corner = tf.minimum(tf.floor(place * (free + 1)), free)
     return tf.cast(tf.concat([corner, size], 0), tf.int32)
 
 
@@ -118,21 +120,21 @@ def _taps(limits, size, box, flip):
     Row i holds a triangle around the centre of the i-th of `size` parts of the box; it is
     two parts wide, or two pixels if those are larger, and cut off at the image's borders.
     """
-    start, scale = tf.reshape(box[:2], [2, 1, 1]), tf.reshape(box[2:] / size, [2, 1, 1])
+    start, scale = tf.unstack(tf.reshape(box, [2, 2, 1, 1]))
+    scale /= size
     radius = tf.maximum(scale, 1.0)
     parts = np.arange(size, dtype=np.float32)[:, np.newaxis]
-    centre = start + (parts + 0.5) * scale - 0.5  # pixel i has its centre at i
-    first = tf.floor(centre - radius) + 1
-    pixel = first + tf.range(tf.math.ceil(2 * tf.reduce_max(radius)))
+    centre = (start - 0.5) + (parts + 0.5) * scale  # pixel i has its centre at i
+    pixel = tf.floor(centre - radius) + tf.range(1.0, tf.math.ceil(2 * tf.reduce_max(radius)) + 1)
     last = tf.reshape(tf.cast(limits - 1, tf.float32), [2, 1, 1])
     inside = tf.clip_by_value(pixel, 0.0, last)
-    weight = tf.where(pixel == inside, tf.nn.relu(radius - tf.abs(pixel - centre)), 0.0)
+    weight = tf.nn.relu(radius - tf.abs(pixel - centre)) * tf.cast(pixel == inside, tf.float32)
     weight /= tf.reduce_sum(weight, axis=-1, keepdims=True)
-    row = tf.stack([parts, tf.where(flip, parts[::-1], parts)])
-    indices = tf.stack([tf.broadcast_to(row, tf.shape(inside)), inside], axis=-1)
-    indices = tf.cast(tf.reshape(indices, [2, -1, 2]), tf.int64)
-    weight = tf.reshape(weight, [2, -1])
-    return (indices[0], weight[0]), (indices[1], weight[1])
+    rows = np.array([[parts, parts], [parts, parts[::-1]]])  # without and with a flip
+    row = tf.broadcast_to(tf.gather(rows, tf.cast(flip, tf.int32)), tf.shape(inside))
+    indices = tf.cast(tf.stack([row, inside], axis=-1), tf.int64)
+    indices = tf.unstack(tf.reshape(indices, [2, -1, 2]))
+    return zip(indices, tf.unstack(tf.reshape(weight, [2, -1])), strict=True)
 
 
 def _multiply(taps, size, length, dense):

@@ -71,39 +71,16 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
     start = tf.strings.substr(encoded, 0, 8)
     end = tf.strings.substr(encoded, tf.maximum(length - 2, 0), 2)
     is_jpeg = (tf.strings.substr(start, 0, 3) == _JPEG_START) & (end == _JPEG_END)
-    is_png = (start == _PNG_START) & (length > _PNG_HEADER)
-
-    def jpeg_shape():
-        return tf.io.extract_jpeg_shape(encoded)[:2]
-
-    def png_shape():
-        size = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False)
-        return tf.reverse(size, [0])
-
-    def by_tensorflow(is_kind, shape):
-        return is_kind & tf.cond(is_kind, lambda: _is_small(shape()), lambda: False)
-
-    def jpeg():
-        *shape, components = tf.unstack(tf.io.extract_jpeg_shape(encoded))
-        part = window(*shape)
-
-        def crop(channels):
-            # The accurate DCT is as fast here, and gives Pillow's values exactly.
-            return tf.io.decode_and_crop_jpeg(
-                encoded, part, channels=channels, dct_method="INTEGER_ACCURATE"
-            )
-
-        return converted(crop, components == 1), tf.stack(shape)
-
-    def png():
-        is_grey = tf.reduce_any(tf.strings.substr(encoded, _PNG_COLOUR, 1) == _GREY)
-        return converted(lambda channels: tf.io.decode_png(encoded, channels), is_grey)
 
     def converted(decoded, is_grey):
         """What a decoder gives; it would make colours grey in ways of its own."""
         if channels == 3:
             return decoded(3)
         return tf.cond(is_grey, lambda: decoded(1), lambda: convert(decoded(3), 1))
+
+    def png():
+        is_grey = tf.reduce_any(tf.strings.substr(encoded, _PNG_COLOUR, 1) == _GREY)
+        return converted(lambda channels: tf.io.decode_png(encoded, channels), is_grey)
 
     def pillow():
         image = tf.numpy_function(
@@ -115,14 +92,36 @@ def decode(encoded: tf.Tensor, channels: int, window: Window) -> tuple[tf.Tensor
         )
         return tf.ensure_shape(image, (None, None, channels))
 
-    def whole():
-        image = tf.cond(by_tensorflow(is_png, png_shape), png, pillow)
-        shape = tf.shape(image)[:2]
-        top, left, height, width = tf.unstack(window(shape[0], shape[1]))
-        return image[top : top + height, left : left + width], shape
+    def small_png():
+        size = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False)
+        return _is_small(size)
 
-    part, shape = tf.cond(by_tensorflow(is_jpeg, jpeg_shape), jpeg, whole)
-    return tf.ensure_shape(part, (None, None, channels)), shape
+    def whole():
+        is_png = (start == _PNG_START) & (length > _PNG_HEADER)
+        image = tf.cond(is_png & tf.cond(is_png, small_png, lambda: False), png, pillow)
+        return image, tf.shape(image)
+
+    # The window is asked for once, outside of the conditions: it has many operators.
+    header = tf.cond(
+        is_jpeg, lambda: tf.io.extract_jpeg_shape(encoded), lambda: tf.zeros(3, tf.int32)
+    )
+    by_parts = is_jpeg & _is_small(header[:2])
+    nothing = tf.zeros((0, 0, channels), tf.uint8)
+    image, shape = tf.cond(by_parts, lambda: (nothing, header), whole)
+    part = window(shape[0], shape[1])
+
+    def crop(channels):
+        # The accurate DCT is as fast here, and gives Pillow's values exactly.
+        return tf.io.decode_and_crop_jpeg(
+            encoded, part, channels=channels, dct_method="INTEGER_ACCURATE"
+        )
+
+    def cut():
+        top, left, height, width = tf.unstack(part)
+        return image[top : top + height, left : left + width]
+
+    pixels = tf.cond(by_parts, lambda: converted(crop, header[2] == 1), cut)
+    return tf.ensure_shape(pixels, (None, None, channels)), shape[:2]
 
 
 def convert(pixels: tf.Tensor, channels: int) -> tf.Tensor:

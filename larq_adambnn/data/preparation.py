@@ -125,7 +125,7 @@ class Preparation:
         scale = 1 / (255 * np.array(self.std, np.float32))
         shift = (light - self.mean) / self.std
         rows = tf.reshape(tf.cast(image, tf.float32), [size, size * self.channels])
-        rows = rows * np.tile(scale, size) + tf.tile(shift, [size])
+        rows = tf.nn.bias_add(rows * np.tile(scale, (size, size)), tf.tile(shift, [size]))
         return tf.reshape(rows, self.input_shape)
 
 
