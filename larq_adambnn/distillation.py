@@ -21,10 +21,11 @@ def together(
     `losses.DistributionLoss` weights them by image.  One alone stays as it is: (B, num_classes).
 
     Args:
-        teachers: frozen functions from the same images to logits (B, num_classes).
+        teachers: frozen functions from the same images to logits (B, num_classes), of any dtype;
+            the widest is the dtype of all.
 
     Raises:
-        ValueError: there is none, or one is no function.
+        ValueError: there is none, or one is no function; when it is called, one gives more.
     """
     expect("teachers", teachers, several(function, "frozen functions, one or more"))
     if len(teachers) == 1:
@@ -32,7 +33,13 @@ def together(
 
     def teach(images):
         logits = [teacher(images) for teacher in teachers]
-        return tf.stack([tf.cast(x, logits[0].dtype) for x in logits], axis=1)
+        if any(isinstance(given, tuple) for given in logits):
+            raise ValueError(
+                "Expected several teachers to give logits alone. Received: one that gives feature "
+                "maps too; attention matching has a single teacher"
+            )
+        widest = max((x.dtype for x in logits), key=lambda dtype: dtype.size)
+        return tf.stack([tf.cast(x, widest) for x in logits], axis=1)
 
     return teach
 

@@ -83,8 +83,13 @@ def test_several_teachers_are_each_computed_once_a_batch(eager):
     seen.clear()
     model.fit(images, labels, batch_size=8, verbose=0)
     assert seen == [(1, 4), (2, 4)] * 2
+    other = together([teacher(2, tf.float16), teacher(1, tf.float32)])(images)
+    assert other.dtype == tf.float32  # whichever comes first
+    np.testing.assert_array_equal(other, both(images)[:, ::-1])
     alone = teacher(1, tf.float32)
     assert together([alone]) is alone
+    with pytest.raises(ValueError, match="logits alone"):
+        together([alone, lambda images: (alone(images), {})])(images)
     for bad in ([], [3], alone):
         with pytest.raises(ValueError, match="Expected teachers to be frozen functions"):
             together(bad)

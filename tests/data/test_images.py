@@ -267,13 +267,13 @@ def webp_of(width, height):
 
 
 LARGE = {
+    "JPEG": lambda: encoded(PIL.Image.new("RGB", (7000, 7000)), progressive=True, subsampling=0),
     "WebP of 36 bytes": lambda: webp_of(3500, 3500),
     "WebP that claims too much": lambda: webp_of(16383, 10900),
     "PNG that claims its size": lambda: png_of(8000, 8000),
     "PNG that claims too much": lambda: png_of(13000, 13000),
     "PNG": lambda: encoded(PIL.Image.new("RGB", (6600, 6700)), "PNG"),
     "TIFF": lambda: encoded(PIL.Image.new("RGB", (6600, 6700)), "TIFF"),
-    "JPEG": lambda: encoded(PIL.Image.new("RGB", (7000, 7000)), progressive=True, subsampling=0),
 }
 
 MEMORY = """

@@ -15,9 +15,9 @@ __all__ = ["CLAIMS", "OPTIMIZERS", "SWEEPS", "Claim", "Row", "rows"]
 
 _TWO_STEPS = {"order": "activations_first", "weight_decay": (5e-6, 0.0)}
 OPTIMIZERS = {  # and the learning rates that are tried of each; AdamW without decay is Adam
-    "adam": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-    "sgd": (1.5e-2, 5e-2, 1.5e-1, 3e-1, 5e-1),
-    "rmsprop": (3e-3, 1e-2, 3e-2, 1e-1),
+    "adam": (3e-3, 1e-2, 3e-2, 1e-1),
+    "sgd": (5e-2, 1.5e-1, 3e-1, 5e-1),
+    "rmsprop": (3e-3, 1e-2, 3e-2),
     "amsgrad": (1e-2, 3e-2, 1e-1),
 }
 _TOGETHER = "the best together"
