@@ -210,7 +210,7 @@ def clip(layer, attribute: str) -> float:
     found = getattr(layer, attribute)
     if isinstance(found, Switchable):
         found = found.quantizer
-    if isinstance(found, lq.quantizers.SwishSign):
+    if isinstance(found, lq.quantizers.SwishSign | lq.quantizers.NoOp):
         return math.inf
     value = getattr(found, "clip", getattr(found, "clip_value", 1.0))
     return math.inf if value is None else value

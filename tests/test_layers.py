@@ -375,6 +375,7 @@ def test_binary_layers_in_a_module_that_is_no_layer_are_found_and_switched():
         (lq.quantizers.SteSign(1.3), 1.3),
         (lq.quantizers.SteSign(None), math.inf),
         (lq.quantizers.SwishSign(), math.inf),
+        (lq.quantizers.NoOp(precision=1), math.inf),
     ],
 )
 def test_from_the_clip_on_a_sign_has_no_gradient(quantizer, expected):
