@@ -149,13 +149,26 @@ def _hits_of_file(
 
 
 def _first_output(network: tf.keras.Model, signature: Sequence[tf.TensorSpec] | None = None):
-    """The function from images to the first of a model's outputs, whose layers may branch."""
+    """The function from images to the first of a model's outputs.
 
-    @tf.function(input_signature=signature)
+    AutoGraph takes a third of a second, and is needed only where a layer branches on tensors.
+    """
+
     def first_output(images):
         return tf.nest.flatten(network(images, training=False))[0]
 
-    return first_output
+    forms = [tf.function(first_output, signature, autograph=on) for on in (True, False)]
+
+    def call(images):
+        try:
+            return forms[-1](images)
+        except TypeError:  # what a branch gives there, from TensorFlow or wrapped by Keras
+            if len(forms) == 1:
+                raise
+            forms.pop()
+            return call(images)
+
+    return call
 
 
 def _hits(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
