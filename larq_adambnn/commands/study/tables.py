@@ -223,12 +223,13 @@ def _measure(study: Config, row: Row, config: Config, dataset) -> dict:
 
 
 def read(path: pathlib.Path) -> dict[str, list[dict]]:
-    """The lines of a study.csv by row, with what they measured as numbers."""
+    """The lines of a study.csv by row, with what they measured as numbers; others are left out."""
     measured: dict[str, list[dict]] = {}
     for line in read_rows(path, required=("row", "status"), known=_CSV):
-        numbers = {name: float(line[name]) for name in _FORMATS if line[name]}
+        cells = {name: value for name, value in line.items() if value}
+        numbers = {name: float(cells[name]) for name in _FORMATS if name in cells}
         numbers["learning_rate"] = float(line["learning_rate"])
-        measured.setdefault(line["row"], []).append({**line, **numbers})
+        measured.setdefault(line["row"], []).append({**cells, **numbers})
     return measured
 
 

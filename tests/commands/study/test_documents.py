@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from larq_adambnn.commands.study import matrices, tables
+from larq_adambnn.runs.config import parse
+
 DOCS = pathlib.Path(__file__).parents[3] / "docs"
 RECIPE = ("epochs", "order", "schedule", "activation_clip", "label_weight", "init_from")
 
@@ -119,3 +122,19 @@ def test_the_tables_are_what_the_runs_gave(table):
     for line in expected:
         assert line in document
     assert table is pair or found == expected
+
+
+@pytest.mark.parametrize("study", ["learning_rate", "optimizers", "order"])
+def test_the_tables_of_a_study_are_what_its_runs_gave(study, tmp_path):
+    (tmp_path / "study.csv").write_text((DOCS / "studies/study_learning_rate.csv").read_text())
+    sweep = () if study == "learning_rate" else (f"--sweep={tmp_path}",)
+    rows = matrices.rows(parse([f"--flagfile=study_{study}", *sweep]))
+    measured = tables.read(DOCS / "studies" / f"study_{study}.csv")
+    runs = [line for lines in measured.values() for line in lines]
+    sums = [len(runs), sum(int(run["epochs"]) for run in runs)]
+    sums.append(f"{sum(run['minutes'] for run in runs):.0f}")
+    time = f"| {study.replace('_', ' ')} | {' | '.join(map(str, sums))} |"
+    document = (DOCS / "study.md").read_text()
+    claims = [line for line in tables.differences(study, rows, measured) if line.startswith("|")]
+    for expected in (tables.table(study, rows, measured), claims, [time]):
+        assert "\n".join(["", *expected, ""]) in document
