@@ -109,14 +109,15 @@ def check_attention(
 
     Args:
         config, dataset: of the training.
-        teacher: by default one of the student's own network.
+        teacher: None for one of the student's own network, which has the same maps.
     """
     if not config.attention:
         return
     student = build(config, dataset.preparation.channels, len(dataset.class_names))
     try:
-        maps, others = (opened(model).output[1] for model in (student, teacher or student))
-        common(maps, others)
+        maps = opened(student).output[1]
+        if teacher is not None:
+            common(maps, opened(teacher).output[1])
     except ValueError as error:
         raise UsageError(f"--attention: {error}") from None
 

@@ -223,7 +223,7 @@ def _measure(study: Config, row: Row, config: Config, dataset) -> dict:
 
 
 def read(path: pathlib.Path) -> dict[str, list[dict]]:
-    """The lines of a study.csv by row, with what they measured as numbers; others are left out."""
+    """The lines of a study.csv by row: the cells that are filled, as numbers where measured."""
     measured: dict[str, list[dict]] = {}
     for line in read_rows(path, required=("row", "status"), known=_CSV):
         cells = {name: value for name, value in line.items() if value}
