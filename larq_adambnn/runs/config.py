@@ -169,8 +169,8 @@ class Config:
     )
     sweep: str = _task(
         "",
-        "Directory of a finished learning_rate study; another study takes each optimizer's best "
-        "rate from it (recipes: of a recipe_rates study, each recipe's).",
+        "Directory of a finished learning_rate study, or a study.csv of one; another study takes "
+        "each optimizer's best rate from it (recipes: of a recipe_rates study, each recipe's).",
     )
     seeds: int = _task(
         5, "Seeds of a study: --seed and those after it.", lower=1, defines_run=False
@@ -487,6 +487,12 @@ class Config:
         return (*first, (False, False) if self.order == "real_valued" else (True, True))
 
     @property
+    def sweep_file(self) -> pathlib.Path:
+        """The table of the runs of --sweep."""
+        path = pathlib.Path(self.sweep)
+        return path if path.suffix == ".csv" else path / "study.csv"
+
+    @property
     def named_teachers(self) -> dict[str, str]:
         """The weights of each teacher that is a network's name; empty where none are given."""
         names = [name for name in self.teacher if name in ("resnet34", *APPLICATIONS)]
@@ -711,9 +717,9 @@ def check(config: Config) -> Config:
         _require(bool(config.study), "--study: expected the name of a study; received nothing")
         _require(bool(config.output_dir), "--output_dir: expected a directory for the study")
         _require(
-            not config.sweep or os.path.isfile(os.path.join(config.sweep, "study.csv")),
-            "--sweep: expected the directory of a learning_rate study (with study.csv); received "
-            f"{config.sweep!r}",
+            not config.sweep or config.sweep_file.is_file(),
+            "--sweep: expected the directory of a finished study (with study.csv), or such a "
+            f"file; received {config.sweep!r}",
         )
     for run in config.compare:
         _check_run(run, "compare")

@@ -127,7 +127,7 @@ def rows(config: Config) -> list[Row]:
     """The matrix of the study that a config names.
 
     Raises:
-        UsageError: `--sweep` is no study by which its rates can be chosen.
+        UsageError: `--sweep` is no study by which its rates can be chosen, or its table is damaged.
     """
     return {
         "learning_rate": _learning_rate,
@@ -260,16 +260,18 @@ def _best_rates(config: Config, arms: Iterable[str]) -> dict[str, float]:
     sweep = SWEEPS.get(config.study, "learning_rate")
     if not config.sweep:
         raise UsageError(
-            f"--sweep: expected the directory of a {sweep} study, since each row "
+            f"--sweep: expected the directory or the study.csv of a {sweep} study, since each row "
             "needs its own rate; received nothing"
         )
     found: dict[str, dict[float, list[float]]] = {}
-    path = pathlib.Path(config.sweep) / "study.csv"
-    for row in read_rows(path, required=("arm", "learning_rate")):
+    for row in read_rows(config.sweep_file, required=("arm", "learning_rate")):
         rates = found.setdefault(row["arm"], {})
-        # A rate that diverges with one seed is not a good one, whatever the others give.
-        accuracy = float(row.get("validation") or "-inf")
-        rates.setdefault(float(row["learning_rate"]), []).append(accuracy)
+        try:
+            # A rate that diverges with one seed is not a good one, whatever the others give.
+            accuracy = float(row.get("validation") or "-inf")
+            rates.setdefault(float(row["learning_rate"]), []).append(accuracy)
+        except ValueError as error:
+            raise UsageError(f"{config.sweep_file}: expected numbers: {error}") from None
     best = {}
     for name in arms:
         means = {rate: np.mean(values) for rate, values in found.get(name, {}).items()}

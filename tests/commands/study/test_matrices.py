@@ -70,7 +70,7 @@ def write_sweep(folder, arms):
 
 
 def test_a_study_takes_the_best_rates_of_its_sweep(tmp_path):
-    with pytest.raises(UsageError, match="--sweep: expected the directory of a learning_rate"):
+    with pytest.raises(UsageError, match="--sweep: expected the directory or"):
         names("optimizers")
     write_sweep(tmp_path, matrices.OPTIMIZERS)
     found = names("optimizers", sweep=str(tmp_path))
@@ -78,12 +78,15 @@ def test_a_study_takes_the_best_rates_of_its_sweep(tmp_path):
     for row in found:
         best = matrices.OPTIMIZERS[row.changes["optimizer"].replace("adamw", "adam")][1]
         assert row.changes["learning_rate"] == best
-    (row,) = (row for row in names("weight_decay", sweep=str(tmp_path))[:1])
+    (row,) = (row for row in names("weight_decay", sweep=str(tmp_path / "study.csv"))[:1])
     assert row.changes["learning_rate"] == matrices.OPTIMIZERS["adam"][1]
     with pytest.raises(UsageError, match=r"expected a recipe_rates study of paper,.*lacks paper"):
         names("recipes", sweep=str(tmp_path))
     write_sweep(tmp_path, {"adam": (1, 2)})
     with pytest.raises(UsageError, match="lacks sgd"):
+        names("optimizers", sweep=str(tmp_path))
+    write_sweep(tmp_path, {"adam": ("fast", 2)})
+    with pytest.raises(UsageError, match=r"study\.csv: expected numbers: .*'fast'"):
         names("optimizers", sweep=str(tmp_path))
 
 
