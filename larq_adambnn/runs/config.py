@@ -172,6 +172,11 @@ class Config:
         "Directory of a finished learning_rate study, or a study.csv of one; another study takes "
         "each optimizer's best rate from it (recipes: of a recipe_rates study, each recipe's).",
     )
+    rows: tuple[str, ...] = _task(
+        (),
+        "Only these lines of a study, by the names of their directories in runs/; empty: all.",
+        defines_run=False,
+    )
     seeds: int = _task(
         5, "Seeds of a study: --seed and those after it.", lower=1, defines_run=False
     )

@@ -58,6 +58,7 @@ def own_config(config: Config, directory: str, number: int = 1) -> Config:
         mode="train",
         study="",
         sweep="",
+        rows=(),
         order="real_valued",
         loss="cross_entropy",
         init_from="",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class Row:
     """A line of a study's table: runs that differ in their seed alone.
 
     Attributes:
-        name: what the line is called; without blanks it names the directory.
+        name: what the line is called.
         arm: what has a learning rate of its own: an optimizer or a recipe.
         changes: settings other than the study's.
         paper: the paper's ImageNet figures by column.
@@ -90,6 +90,11 @@ class Row:
     arm: str
     changes: dict
     paper: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def directory(self) -> str:
+        """The name of the directory of the line's runs."""
+        return self.name.replace(" ", "_").replace(",", "")
 
     def teacher(self, study: Config) -> tuple[str, ...]:
         """What --teacher names."""
@@ -104,7 +109,6 @@ class Row:
             own: run directories, each taken for a self of --teacher; with none they stay.
         """
         trained = iter(own)
-        name = self.name.replace(" ", "_").replace(",", "")
         changes = {
             **self.changes,
             "teacher": tuple(
@@ -115,21 +119,23 @@ class Row:
             mode="train",
             study="",
             sweep="",
+            rows=(),
             seed=seed,
             export=False,
             split="held_out",
-            output_dir=str(pathlib.Path(study.output_dir, "runs", name, f"seed{seed}")),
+            output_dir=str(pathlib.Path(study.output_dir, "runs", self.directory, f"seed{seed}")),
             **changes,
         )
 
 
 def rows(config: Config) -> list[Row]:
-    """The matrix of the study that a config names.
+    """The matrix of the study that a config names, or those of its lines that `--rows` names.
 
     Raises:
-        UsageError: `--sweep` is no study by which its rates can be chosen, or its table is damaged.
+        UsageError: `--rows` names another line, or `--sweep` is no study by which the rates
+            can be chosen, or its table is damaged.
     """
-    return {
+    every = {
         "learning_rate": _learning_rate,
         "optimizers": _optimizers,
         "weight_decay": _weight_decay,
@@ -137,6 +143,18 @@ def rows(config: Config) -> list[Row]:
         "recipe_rates": _recipe_rates,
         "recipes": _recipes,
     }[config.study](config)
+    names = [row.directory for row in every]
+    for name in config.rows:
+        if name not in names:
+            raise UsageError(f"--rows: expected some of {', '.join(names)}; received {name!r}")
+    chosen = [row for row in every if not config.rows or row.directory in config.rows]
+    for row in chosen:
+        if row.changes["learning_rate"] is None:
+            raise UsageError(
+                f"--sweep: expected a {_sweep(config)} study with a rate for each row; "
+                f"{config.sweep} has none for {row.name}"
+            )
+    return chosen
 
 
 def _one_step(config: Config) -> dict:
@@ -154,7 +172,7 @@ def _learning_rate(config: Config) -> list[Row]:
 
 
 def _optimizers(config: Config) -> list[Row]:
-    rates = _best_rates(config, OPTIMIZERS)
+    rates = _best_rates(config)
     paper = {
         "adam one step": {
             "top1": 61.49,
@@ -175,7 +193,11 @@ def _optimizers(config: Config) -> list[Row]:
         Row(
             f"{name} {steps}",
             name,
-            {**changes, "optimizer": name, "learning_rate": rates[name.replace("adamw", "adam")]},
+            {
+                **changes,
+                "optimizer": name,
+                "learning_rate": rates.get(name.replace("adamw", "adam")),
+            },
             paper.get(f"{name} {steps}", {}),
         )
         for steps, changes, others in (
@@ -241,27 +263,32 @@ def _recipe_rates(config: Config) -> list[Row]:
 
 
 def _recipes(config: Config) -> list[Row]:
-    recipes = _recipe_table(config)
-    rates = _best_rates(config, recipes)
+    rates = _best_rates(config)
     return [
-        Row(name, name, {**changes, "learning_rate": rates[name]})
-        for name, changes in recipes.items()
+        Row(name, name, {**changes, "learning_rate": rates.get(name)})
+        for name, changes in _recipe_table(config).items()
     ]
 
 
 def _adam(config: Config) -> dict:
     """Adam at its rate: the best of the sweep, or --learning_rate."""
-    rate = _best_rates(config, ["adam"])["adam"] if config.sweep else config.learning_rate
+    rate = _best_rates(config).get("adam") if config.sweep else config.learning_rate
     return {"optimizer": "adam", "learning_rate": rate}
 
 
-def _best_rates(config: Config, arms: Iterable[str]) -> dict[str, float]:
-    """Each arm's learning rate that is best on the images held out, in the study of --sweep."""
-    sweep = SWEEPS.get(config.study, "learning_rate")
+def _sweep(config: Config) -> str:
+    return SWEEPS.get(config.study, "learning_rate")
+
+
+def _best_rates(config: Config) -> dict[str, float]:
+    """Each arm's learning rate that is best on the images held out, in the study of --sweep.
+
+    An arm that has no rate which finished with every seed is left out.
+    """
     if not config.sweep:
         raise UsageError(
-            f"--sweep: expected the directory or the study.csv of a {sweep} study, since each row "
-            "needs its own rate; received nothing"
+            f"--sweep: expected the directory or the study.csv of a {_sweep(config)} study, since "
+            "each row needs its own rate; received nothing"
         )
     found: dict[str, dict[float, list[float]]] = {}
     for row in read_rows(config.sweep_file, required=("arm", "learning_rate")):
@@ -273,12 +300,9 @@ def _best_rates(config: Config, arms: Iterable[str]) -> dict[str, float]:
         except ValueError as error:
             raise UsageError(f"{config.sweep_file}: expected numbers: {error}") from None
     best = {}
-    for name in arms:
-        means = {rate: np.mean(values) for rate, values in found.get(name, {}).items()}
-        if max(means.values(), default=-np.inf) == -np.inf:
-            raise UsageError(
-                f"--sweep: expected a {sweep} study of {', '.join(arms)}; "
-                f"{config.sweep} lacks {name}"
-            )
-        best[name] = max(means, key=means.get)
+    for name, rates in found.items():
+        means = {rate: np.mean(values) for rate, values in rates.items()}
+        rate = max(means, key=means.get)
+        if means[rate] > -np.inf:
+            best[name] = rate
     return best

@@ -274,6 +274,8 @@ def differences(study: str, rows: Sequence[Row], measured: Mapping[str, list[dic
     paper = {row.name: row.paper for row in rows}
     lines = []
     for claim in CLAIMS[study]:
+        if not {claim.higher, claim.lower} <= paper.keys():
+            continue  # --rows left one out
         column = claim.column
         pairs = zip(measured[claim.higher], measured[claim.lower], strict=True)
         found = [a[column] - b[column] for a, b in pairs if column in a and column in b]

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from larq_adambnn.commands.study import matrices
+from larq_adambnn.commands.study import matrices, tables
 from larq_adambnn.errors import UsageError
 from larq_adambnn.runs import recipes
 from larq_adambnn.runs.config import parse
@@ -80,14 +80,36 @@ def test_a_study_takes_the_best_rates_of_its_sweep(tmp_path):
         assert row.changes["learning_rate"] == best
     (row,) = (row for row in names("weight_decay", sweep=str(tmp_path / "study.csv"))[:1])
     assert row.changes["learning_rate"] == matrices.OPTIMIZERS["adam"][1]
-    with pytest.raises(UsageError, match=r"expected a recipe_rates study of paper,.*lacks paper"):
+    with pytest.raises(UsageError, match=r"expected a recipe_rates study .*has none for paper"):
         names("recipes", sweep=str(tmp_path))
     write_sweep(tmp_path, {"adam": (1, 2)})
-    with pytest.raises(UsageError, match="lacks sgd"):
+    with pytest.raises(UsageError, match="has none for sgd one step"):
         names("optimizers", sweep=str(tmp_path))
+    (row,) = names("optimizers", sweep=str(tmp_path), rows=("adamw_two_steps",))
+    assert row.changes["learning_rate"] == 2
     write_sweep(tmp_path, {"adam": ("fast", 2)})
     with pytest.raises(UsageError, match=r"study\.csv: expected numbers: .*'fast'"):
         names("optimizers", sweep=str(tmp_path))
+
+
+def test_some_lines_of_a_study_can_be_named(tmp_path):
+    write_sweep(tmp_path, matrices.OPTIMIZERS)
+    chosen = ("two_steps_5e-06_0", "one_step_5e-06")
+    found = names("weight_decay", sweep=str(tmp_path), rows=chosen)
+    assert [row.name for row in found] == ["one step 5e-06", "two steps 5e-06, 0"]
+    assert [row for row in names("weight_decay", sweep=str(tmp_path)) if row in found] == found
+    study = parse(
+        ["--mode=study", "--study=weight_decay", "--output_dir=x", "--rows=x", "--teacher=self"]
+    )
+    assert study.rows == ("x",) and found[0].config(study, 0, ()).rows == ()
+    measured = {row.name: [{"ff_ratio": 1.0, "top1": 2.0}] for row in found}
+    table = tables.differences("weight_decay", found, measured)
+    assert [line.split(" | ")[0] for line in table if " of 1 " in line] == [
+        "| two steps flip less than one",
+        "| two steps are above one",
+    ]
+    with pytest.raises(UsageError, match=r"--rows: expected some of .*'two steps'"):
+        names("weight_decay", sweep=str(tmp_path), rows=("two steps",))
 
 
 def test_adamw_is_only_where_its_decay_differs_from_adams(tmp_path):
