@@ -89,6 +89,11 @@ ATTRIBUTES = (
         loss_scale="float16's scale and its counter, which a checkpoint saves",
     ),
     *_of(
+        "tensorflow.Graph",
+        _TENSORFLOW,
+        get_function="method: a function that a graph calls, whose work the benchmark counts",
+    ),
+    *_of(
         "tensorflow.Variable",
         _TENSORFLOW,
         unique_id="a name that no other variable has, but for the copy on the first device",

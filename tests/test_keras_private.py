@@ -40,6 +40,7 @@ INSTANCES = {
     "tf_keras.mixed_precision.LossScaleOptimizer": lambda: (
         tf.keras.mixed_precision.LossScaleOptimizer(tf.keras.optimizers.SGD())
     ),
+    "tensorflow.Graph": tf.Graph,
     "tensorflow.Variable": lambda: tf.Variable(0.0),
     "tensorflow.train.Checkpoint": tf.train.Checkpoint,
     "tensorflow.python.util.lazy_loader.KerasLazyLoader": lambda: KerasLazyLoader({}),

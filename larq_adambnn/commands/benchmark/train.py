@@ -66,7 +66,7 @@ class Contender:
     seconds: list[float] = dataclasses.field(default_factory=list)
 
     def ask(self, request: str):
-        """What the process answers to "iteration", "memory" or "operators"."""
+        """What the process answers to a request, see `_serve`."""
         self.connection.send(request)
         return self.connection.recv()
 
@@ -100,7 +100,9 @@ def main(config: Config) -> None:
                 f"the first one, take no longer than those of {_PUBLISHED}"
             )
         with contenders(config, step, [_IN_LINE]) as found:
-            _print_operators(found[_IN_LINE].ask("operators"))
+            _print_operators(
+                *(found[_IN_LINE].ask(name) for name in ("operators", "work", "limits"))
+            )
     _print_epoch(config)
 
 
@@ -192,11 +194,25 @@ def pays_after(contender: Contender, other: Contender) -> int | None:
     return 1 + math.ceil(lost / saved) if saved > 0 else None
 
 
-def _print_operators(times: dict[str, float]) -> None:
+def _print_operators(
+    times: dict[str, float], work: tuple[float, float], limits: tuple[float, float]
+) -> None:
+    """What an iteration consists of, with one operator at a time.
+
+    Args:
+        times: see `operator_times`.
+        work, limits: see `roofline`.
+    """
     total = sum(times.values())
     multiplied = sum(seconds for name, seconds in times.items() if _multiplies(name))
+    flops, size = work
     print(
-        f"\nin convolutions and matrix products: {100 * multiplied / total:.0f} % of an iteration"
+        f"\nin convolutions and matrix products: {100 * multiplied / total:.0f} % of an iteration: "
+        f"{flops / 1e9:,.0f} GFLOP at {flops / multiplied / 1e9:,.0f} a second, of "
+        f"{limits[0] / 1e9:,.0f} in a large product\n"
+        f"in all else {size / 1e9:.1f} GB at {size / (total - multiplied) / 1e9:.1f} a second, of "
+        f"{limits[1] / 1e9:.1f} in a large addition; the limits alone take "
+        f"{flops / limits[0] + size / limits[1]:.2f} of {total:.2f} s"
     )
     others = [item for item in times.items() if not _multiplies(item[0])]
     for name, seconds in sorted(others, key=lambda item: -item[1])[:_LISTED]:
@@ -219,12 +235,14 @@ def _serve(connection, name: str, folder: str, *sizes) -> None:
         if name in _RIVALS:
             iteration = _theirs(*sizes, **_RIVALS[name])
         else:
-            iteration = {_OURS: _ours, _IN_LINE: _ours_in_line}[name](*sizes)
+            iteration = {_OURS: _Ours, _IN_LINE: _ours_in_line}[name](*sizes)
         first = _seconds(iteration)
     requests: dict[str, Callable] = {
         "iteration": lambda: _seconds(iteration),
         "memory": _peak_memory,
         "operators": lambda: operator_times(iteration),
+        "work": lambda: iteration.work(),
+        "limits": lambda: iteration.limits(),
     }
     connection.send(first)
     with contextlib.suppress(EOFError):
@@ -247,35 +265,53 @@ def _seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _ours(config: Config, step: int, channels: int, classes: int) -> Callable[[], object]:
-    import tensorflow as tf
+class _Ours:
+    """Our training on one batch; a call is an iteration."""
 
-    from larq_adambnn import distillation, layers, losses, optimizers
-    from larq_adambnn.runs import strategies, students
+    def __init__(self, config: Config, step: int, channels: int, classes: int):
+        import tensorflow as tf
 
-    strategies.prepare(config)
-    with strategies.precision(config.precision):
-        student = students.build(config, channels, classes)
-        layers.binarize(student, True, step == 2)
-        images = tf.random.stateless_normal((config.batch_size, *student.input_shape[1:]), (0, 0))
-        target = tf.random.stateless_normal((config.batch_size, classes), (0, 1))
-        model = distillation.Distiller(student, lambda _: target)
-        model.compile(
-            optimizer=optimizers.Adam(config.learning_rate, config.weight_decay[step - 1]),
-            loss=losses.DistributionLoss(),
-            jit_compile=config.jit_compile,
-        )
-    labels = tf.zeros(config.batch_size, tf.int64)
-    batches = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
-    train = model.make_train_function()
-    return lambda: train(batches)["loss"].numpy()
+        from larq_adambnn import distillation, layers, losses, optimizers
+        from larq_adambnn.runs import strategies, students
+
+        strategies.prepare(config)
+        with strategies.precision(config.precision):
+            student = students.build(config, channels, classes)
+            layers.binarize(student, True, step == 2)
+            images = tf.random.stateless_normal(
+                (config.batch_size, *student.input_shape[1:]), (0, 0)
+            )
+            target = tf.random.stateless_normal((config.batch_size, classes), (0, 1))
+            self._model = distillation.Distiller(student, lambda _: target)
+            self._model.compile(
+                optimizer=optimizers.Adam(config.learning_rate, config.weight_decay[step - 1]),
+                loss=losses.DistributionLoss(),
+                jit_compile=config.jit_compile,
+            )
+        labels = tf.zeros(config.batch_size, tf.int64)
+        self._batches = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
+        self._train = self._model.make_train_function()
+        self._dtype = tf.as_dtype(student.compute_dtype)
+
+    def __call__(self) -> float:
+        return self._train(self._batches)["loss"].numpy()
+
+    def work(self) -> tuple[float, float]:
+        from larq_adambnn.commands.benchmark import roofline
+
+        return roofline.work(self._train.get_concrete_function(self._batches).graph)
+
+    def limits(self) -> tuple[float, float]:
+        from larq_adambnn.commands.benchmark import roofline
+
+        return roofline.limits(self._dtype)
 
 
-def _ours_in_line(*sizes) -> Callable[[], object]:
+def _ours_in_line(*sizes) -> _Ours:
     import tensorflow as tf
 
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    return _ours(*sizes)
+    return _Ours(*sizes)
 
 
 def _theirs(

@@ -10,7 +10,7 @@ import torch
 
 import larq_adambnn
 from larq_adambnn import checkpoints, losses, models, optimizers
-from larq_adambnn.commands.benchmark import train, twin
+from larq_adambnn.commands.benchmark import roofline, train, twin
 from larq_adambnn.errors import UsageError
 from larq_adambnn.kernels import winograd
 from larq_adambnn.runs import config
@@ -124,11 +124,47 @@ def test_contenders_take_turns_and_are_measured():
             assert min(*contender.seconds, contender.first) > 0
             assert 2**28 < contender.ask("memory") < 2**33
         times = found[train._IN_LINE].ask("operators")
+        flops, size = found[train._IN_LINE].ask("work")
     assert {"ResourceApplyAdam", "BiasAdd"} <= set(times)
     assert all(seconds > 0 for seconds in times.values())
     convolutions = [kind for kind in times if "Conv2DBackprop" in kind]
     assert len(convolutions) == 2
     assert all(train._multiplies(kind) for kind in convolutions)
+    assert flops > 1e6 and size > 1e6
+
+
+def test_the_work_of_a_graph_is_counted_by_hand():
+    """Also that of functions which it calls, and of gradients."""
+
+    @tf.function
+    def called(x):
+        return tf.nn.relu(x) + tf.constant(1, x.dtype)
+
+    @tf.function
+    def step(x, kernel, matrix):
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            y = tf.nn.conv2d(x, kernel, strides=2, padding="SAME")
+            y = tf.reshape(y, [2, 4 * 4 * 5])
+        return tape.gradient(y, [x, kernel]), called(tf.matmul(y, matrix, transpose_b=True))
+
+    for dtype in (tf.float32, tf.bfloat16):
+        x, kernel = tf.ones([2, 8, 8, 3], dtype), tf.ones([3, 3, 3, 5], dtype)
+        matrix = tf.ones([7, 80], dtype)
+        graph = step.get_concrete_function(x, kernel, matrix).graph
+        flops, size = roofline.work(graph)
+        convolution = 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)
+        assert flops == 3 * convolution + 2 * (2 * 80 * 7)
+        # Of 14 values relu reads and writes each, the sum reads each and a 1, and writes each.
+        assert size == (2 * 14 + 14 + 1 + 14) * dtype.size
+
+
+def test_the_limits_of_a_machine_are_work_by_time(monkeypatch):
+    monkeypatch.setattr(roofline, "_SIDE", 8)
+    monkeypatch.setattr(roofline, "_LARGE", 1000)
+    monkeypatch.setattr(roofline, "_fastest", lambda function: float(function()) / 4)
+    # 8 products of 1 give 8, so 2 s; 1 + 1 gives 2, so half a second
+    assert roofline.limits(tf.bfloat16) == (2 * 8**3 / 2, 2 * 1000 * 2 / 0.5)
 
 
 def test_winograds_convolution_counts_as_a_convolution():

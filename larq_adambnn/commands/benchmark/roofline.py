@@ -1,0 +1,86 @@
+"""What an iteration computes and moves, and how fast this machine does either at best."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import tensorflow as tf
+
+__all__ = ["limits", "work"]
+
+_ROUNDS = 5
+_SIDE, _LARGE = 4096, 2**26  # of the matrices that are multiplied; values of the tensor that moves
+# What neither computes nor moves values
+_FREE = ("Const", "Identity", "IdentityN", "NoOp", "Placeholder", "Reshape", "Shape", "ShapeN")
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+
+
+def work(graph: tf.Graph) -> tuple[float, float]:
+    """FLOPs of the convolutions and matrix products in a graph, and bytes of all else.
+
+    An operator is taken to read each of its inputs and to write each of its outputs once.
+    Winograd's convolutions count with the products that they consist of.
+
+    Args:
+        graph: of a traced function, with static shapes; branches are not looked into.
+    """
+    flops = size = 0.0
+    for operator in _operators(graph):
+        if found := _flops(operator):
+            flops += found
+        else:
+            inputs = {tensor.ref(): tensor for tensor in operator.inputs}
+            size += sum(map(_bytes, [*inputs.values(), *operator.outputs]))
+    return flops, size
+
+
+def _operators(graph: tf.Graph) -> Iterator[tf.Operation]:
+    for operator in graph.get_operations():
+        if operator.type in _CALLS:
+            yield from _operators(graph._get_function(operator.get_attr("f").name).graph)
+        elif operator.type not in _FREE and not operator.type.endswith("VariableOp"):
+            yield operator
+
+
+def _flops(operator: tf.Operation) -> int:
+    """Two for each product of two numbers; 0 for other operators."""
+    if operator.type == "MatMul":
+        inner = operator.inputs[0].shape[0 if operator.get_attr("transpose_a") else 1]
+        return 2 * inner * operator.outputs[0].shape.num_elements()
+    # (kernel, what a value of which takes one product with each weight of an output channel)
+    kernel, image = {
+        "Conv2D": lambda: (operator.inputs[1], operator.outputs[0]),
+        "Conv2DBackpropInput": lambda: (operator.inputs[1], operator.inputs[2]),
+        "Conv2DBackpropFilter": lambda: (operator.outputs[0], operator.inputs[2]),
+    }.get(operator.type, lambda: (None, None))()
+    if kernel is None:
+        return 0
+    return 2 * math.prod(kernel.shape[:3]) * image.shape.num_elements()
+
+
+def _bytes(tensor: tf.Tensor) -> int:
+    count = tensor.shape.num_elements() or 0
+    return count * tensor.dtype.size if tensor.dtype.is_floating or tensor.dtype.is_bool else 0
+
+
+def limits(dtype: tf.DType) -> tuple[float, float]:
+    """FLOPs a second of a product of two large matrices, bytes a second that an addition moves.
+
+    Args:
+        dtype: of the matrices and of the large tensor.
+    """
+    matrix = tf.ones((_SIDE, _SIDE), dtype)
+    large = tf.ones((_LARGE,), dtype)
+    product = _fastest(lambda: tf.linalg.matmul(matrix, matrix)[0, 0])
+    addition = _fastest(lambda: (large + 1)[0])
+    return 2 * _SIDE**3 / product, 2 * _LARGE * dtype.size / addition
+
+
+def _fastest(function: Callable[[], tf.Tensor]) -> float:
+    """Seconds of the fastest of some calls."""
+    seconds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        function().numpy()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
