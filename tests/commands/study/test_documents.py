@@ -124,7 +124,7 @@ def test_the_tables_are_what_the_runs_gave(table):
     assert table is pair or found == expected
 
 
-@pytest.mark.parametrize("study", ["learning_rate", "optimizers", "order"])
+@pytest.mark.parametrize("study", ["learning_rate", "optimizers", "weight_decay", "order"])
 def test_the_tables_of_a_study_are_what_its_runs_gave(study, monkeypatch):
     monkeypatch.chdir(DOCS.parent)  # where --sweep finds the table of the rates
     rows = matrices.rows(parse([f"--flagfile=study_{study}"]))
