@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
+from larq_adambnn.kernels import winograd
+
 __all__ = ["limits", "work"]
 
 _ROUNDS = 5
@@ -19,7 +21,7 @@ def work(graph: tf.Graph) -> tuple[float, float]:
     """FLOPs of the convolutions and matrix products in a graph, and bytes of all else.
 
     An operator is taken to read each of its inputs and to write each of its outputs once.
-    Winograd's convolutions count with the products that they consist of.
+    Winograd's convolutions count with the products that they consist of, and those alone.
 
     Args:
         graph: of a traced function, with static shapes; branches are not looked into.
@@ -28,7 +30,7 @@ def work(graph: tf.Graph) -> tuple[float, float]:
     for operator in _operators(graph):
         if found := _flops(operator):
             flops += found
-        else:
+        elif winograd.SCOPE not in operator.name.split("/"):
             inputs = {tensor.ref(): tensor for tensor in operator.inputs}
             size += sum(map(_bytes, [*inputs.values(), *operator.outputs]))
     return flops, size
@@ -44,8 +46,8 @@ def _operators(graph: tf.Graph) -> Iterator[tf.Operation]:
 
 def _flops(operator: tf.Operation) -> int:
     """Two for each product of two numbers; 0 for other operators."""
-    if operator.type == "MatMul":
-        inner = operator.inputs[0].shape[0 if operator.get_attr("transpose_a") else 1]
+    if transposed := {"MatMul": "transpose_a", "BatchMatMulV2": "adj_x"}.get(operator.type):
+        inner = operator.inputs[0].shape[-2 if operator.get_attr(transposed) else -1]
         return 2 * inner * operator.outputs[0].shape.num_elements()
     # (kernel, what a value of which takes one product with each weight of an output channel)
     kernel, image = {

@@ -177,7 +177,11 @@ def test_winograds_convolution_counts_as_a_convolution():
             loss = tf.reduce_sum(winograd.conv2d(x, w, "SAME") ** 2)
         return tape.gradient(loss, [x, w])
 
-    step()
+    flops, size = roofline.work(step.get_concrete_function().graph)
+    direct = 3 * 2 * (2 * 8 * 8 * 128) * (9 * 128)  # with both gradients
+    assert direct / 4 < flops < direct
+    image = 2 * 8 * 8 * 128 * 4
+    assert 4 * image < size < 16 * image  # the square, its sum and their gradients
     times = train.operator_times(step)
     assert times["WinogradConv2D"] > 0
     assert train._multiplies("WinogradConv2D")
