@@ -24,7 +24,7 @@ def work(graph: tf.Graph) -> tuple[float, float]:
     Winograd's convolutions count with the products that they consist of, and those alone.
 
     Args:
-        graph: of a traced function, with static shapes; branches are not looked into.
+        graph: of a traced function. What has no static shape and what is in a branch is left out.
     """
     flops = size = 0.0
     for operator in _operators(graph):
@@ -46,23 +46,29 @@ def _operators(graph: tf.Graph) -> Iterator[tf.Operation]:
 
 def _flops(operator: tf.Operation) -> int:
     """Two for each product of two numbers; 0 for other operators."""
-    if transposed := {"MatMul": "transpose_a", "BatchMatMulV2": "adj_x"}.get(operator.type):
+    kind = operator.type.replace("DepthwiseConv2dNative", "Conv2D")
+    if transposed := {"MatMul": "transpose_a", "BatchMatMulV2": "adj_x"}.get(kind):
         inner = operator.inputs[0].shape[-2 if operator.get_attr(transposed) else -1]
-        return 2 * inner * operator.outputs[0].shape.num_elements()
-    # (kernel, what a value of which takes one product with each weight of an output channel)
-    kernel, image = {
-        "Conv2D": lambda: (operator.inputs[1], operator.outputs[0]),
-        "Conv2DBackpropInput": lambda: (operator.inputs[1], operator.inputs[2]),
-        "Conv2DBackpropFilter": lambda: (operator.outputs[0], operator.inputs[2]),
-    }.get(operator.type, lambda: (None, None))()
-    if kernel is None:
+        return 2 * (inner or 0) * _values(operator.outputs[0])
+    if kind == "Conv2D":
+        kernel, outputs = operator.inputs[1], operator.outputs[0]
+    elif kind == "Conv2DBackpropInput":
+        kernel, outputs = operator.inputs[1:3]
+    elif kind == "Conv2DBackpropFilter":
+        kernel, outputs = operator.outputs[0], operator.inputs[2]
+    else:
         return 0
-    return 2 * math.prod(kernel.shape[:3]) * image.shape.num_elements()
+    products = math.prod(kernel.shape[: 3 if kind == operator.type else 2])  # in an output
+    return 2 * products * _values(outputs)
+
+
+def _values(tensor: tf.Tensor) -> int:
+    return tensor.shape.num_elements() or 0
 
 
 def _bytes(tensor: tf.Tensor) -> int:
-    count = tensor.shape.num_elements() or 0
-    return count * tensor.dtype.size if tensor.dtype.is_floating or tensor.dtype.is_bool else 0
+    counts = tensor.dtype.is_floating or tensor.dtype.is_bool
+    return _values(tensor) * tensor.dtype.size if counts else 0
 
 
 def limits(dtype: tf.DType) -> tuple[float, float]:

@@ -141,20 +141,22 @@ def test_the_work_of_a_graph_is_counted_by_hand():
         return tf.nn.relu(x) + tf.constant(1, x.dtype)
 
     @tf.function
-    def step(x, kernel, matrix):
+    def step(x, kernel, taps, matrix):
         with tf.GradientTape() as tape:
-            tape.watch([x, kernel])
+            tape.watch([x, kernel, taps])
             y = tf.nn.conv2d(x, kernel, strides=2, padding="SAME")
+            y = tf.nn.depthwise_conv2d(y, taps, [1, 1, 1, 1], "SAME")
             y = tf.reshape(y, [2, 4 * 4 * 5])
-        return tape.gradient(y, [x, kernel]), called(tf.matmul(y, matrix, transpose_b=True))
+        return tape.gradient(y, [x, kernel, taps]), called(tf.matmul(y, matrix, transpose_b=True))
 
     for dtype in (tf.float32, tf.bfloat16):
         x, kernel = tf.ones([2, 8, 8, 3], dtype), tf.ones([3, 3, 3, 5], dtype)
-        matrix = tf.ones([7, 80], dtype)
-        graph = step.get_concrete_function(x, kernel, matrix).graph
+        taps, matrix = tf.ones([3, 3, 5, 1], dtype), tf.ones([7, 80], dtype)
+        graph = step.get_concrete_function(x, kernel, taps, matrix).graph
         flops, size = roofline.work(graph)
         convolution = 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)
-        assert flops == 3 * convolution + 2 * (2 * 80 * 7)
+        depthwise = 2 * (2 * 4 * 4 * 5) * (3 * 3)
+        assert flops == 3 * convolution + 3 * depthwise + 2 * (2 * 80 * 7)
         # Of 14 values relu reads and writes each, the sum reads each and a 1, and writes each.
         assert size == (2 * 14 + 14 + 1 + 14) * dtype.size
 
