@@ -173,7 +173,7 @@ def test_sets_and_extras():
 def built(tmp_path_factory):
     """The folder with a wheel and an sdist of the package."""
     work = tmp_path_factory.mktemp("built")
-    for name in ("larq_adambnn", "configs", "pretrained"):
+    for name in ("larq_adambnn", "configs", "docs/studies", "pretrained"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, work / "source" / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -196,20 +196,24 @@ def test_wheel_and_sdist_hold_everything(built):
         if path.suffix in (".py", ".csv", ".html", ".css", ".js") or path.name == "py.typed"
     }
     configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.cfg")}
+    studies = {f"docs/studies/{path.name}" for path in (ROOT / "docs/studies").glob("study_*")}
     pretrained = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "pretrained").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert configs
+    assert configs and studies
     assert {"pretrained/digits/model_int8.tflite", "pretrained/digits/flags.cfg"} <= pretrained
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == modules | {f"larq_adambnn/{name}" for name in configs | pretrained}
+    assert packed == modules | {f"larq_adambnn/{name}" for name in configs | studies | pretrained}
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert modules | configs | pretrained | {"LICENSE", "README.md", "pyproject.toml"} <= names
+    assert (
+        modules | configs | studies | pretrained | {"LICENSE", "README.md", "pyproject.toml"}
+        <= names
+    )
 
 
 def test_installed_package_finds_its_configs_and_its_command(built, tmp_path):
@@ -218,6 +222,7 @@ def test_installed_package_finds_its_configs_and_its_command(built, tmp_path):
     code = (
         "import importlib.metadata as m; from larq_adambnn.runs.config import parse; "
         "print(parse(['--flagfile=quickstart']).dataset); "
+        "print(parse(['--flagfile=study_order']).sweep_file.name); "
         "(d,) = m.distributions(name='larq_adambnn', path=['../site']); "
         "(command,) = d.entry_points; print(command.name, command.load().__name__)"
     )
@@ -230,4 +235,5 @@ def test_installed_package_finds_its_configs_and_its_command(built, tmp_path):
         text=True,
         timeout=60,
     )
-    assert result.stdout.split() == ["digits", "larq-adambnn", "run"], result.stderr
+    found = ["digits", "study_learning_rate.csv", "larq-adambnn", "run"]
+    assert result.stdout.split() == found, result.stderr

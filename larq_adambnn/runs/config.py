@@ -96,6 +96,7 @@ _PATHS = (
     "output_dir",
     "device_profile",
 )
+_SHIPPED = ("pretrained", "docs/studies")  # folders that paths may begin with anywhere
 SMALLEST_IMAGE = 32  # side of what the networks take
 
 
@@ -1016,19 +1017,21 @@ def parse(arguments: list[str]) -> Config | str:
     if rest:
         raise UsageError(f"expected only flags (--name=value); received {rest[0]!r}")
     settings = _settings(values)
-    for name in ("run", "tflite", "init_from"):
+    for name in ("run", "tflite", "init_from", "sweep"):
         if name in settings:
-            settings[name] = _pretrained(settings[name])
+            settings[name] = _found(settings[name])
     if "teacher" in settings:
-        settings["teacher"] = tuple(map(_pretrained, settings["teacher"]))
+        settings["teacher"] = tuple(map(_found, settings["teacher"]))
     return check(Config(**settings))
 
 
-def _pretrained(path: str) -> str:
+def _found(path: str) -> str:
     """A path, or if nothing is there and it begins so, what comes with the package under it."""
-    own = shipped("pretrained").parent / path
-    found = path.startswith("pretrained/") and not os.path.exists(path) and own.exists()
-    return str(own) if found else path
+    for folder in _SHIPPED:
+        if path.startswith(f"{folder}/") and not os.path.exists(path):
+            own = shipped(folder) / path.removeprefix(f"{folder}/")
+            return str(own) if own.exists() else path
+    return path
 
 
 def load_run(directory: str | pathlib.Path, **changes) -> Config:

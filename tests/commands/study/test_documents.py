@@ -134,8 +134,7 @@ def test_the_tables_are_what_the_runs_gave(table):
         ("recipes", "recipes"),
     ],
 )
-def test_the_tables_of_a_study_are_what_its_runs_gave(study, page, monkeypatch):
-    monkeypatch.chdir(DOCS.parent)  # where --sweep finds the table of the rates
+def test_the_tables_of_a_study_are_what_its_runs_gave(study, page):
     measured = tables.read(DOCS / "studies" / f"study_{study}.csv")
     rows = matrices.rows(parse([f"--flagfile=study_{study}"]))
     rows = [row for row in rows if study != "recipes" or row.name in measured]
