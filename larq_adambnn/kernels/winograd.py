@@ -1,4 +1,4 @@
-"""Winograd's convolution with 3 x 3 kernels: F(m x m, 3 x 3) of arXiv 1509.09308, m 4 or 5.
+"""Winograd's convolution with 3 x 3 kernels: F(m x m, 3 x 3) of arXiv 1509.09308, m 2 to 5.
 
 m x m outputs next to each other take (m + 2) x (m + 2) products a channel instead of 9 m x m.
 Image, kernel and output are each multiplied by a small matrix (Cook and Toom's, of polynomials
@@ -14,11 +14,16 @@ __all__ = ["SCOPE", "conv2d", "pays"]
 
 SCOPE = "winograd"  # in the names of its operators
 _TAPS = 3  # side of a kernel
-_CHANNELS = 128  # from which on the products outweigh the transforms
+_CHANNELS = 64  # from which on the products outweigh the transforms
 # By the side of a tile of outputs the points of evaluation beside infinity.  Of those tried they
-# have the smallest errors in float32: 2 and 4 times the convolution's own.  The usual points for
-# 4, which are 0, 1, -1, 2 and -2, have 4 times that error.
-_POINTS = {4: (0.0, 0.625, -0.625, 1.5, -1.5), 5: (0.25, -0.25, 0.875, -0.875, 2.0, -2.0)}
+# have the smallest errors in float32: the convolution's own for 2 and 3, 2 and 4 times that for 4
+# and 5.  The usual points for 4, which are 0, 1, -1, 2 and -2, have 4 times that error.
+_POINTS = {
+    2: (0.0, 1.0, -1.0),
+    3: (0.25, -0.5, 1.0, -1.5),
+    4: (0.0, 0.625, -0.625, 1.5, -1.5),
+    5: (0.25, -0.25, 0.875, -0.875, 2.0, -2.0),
+}
 
 
 def pays(x: tf.Tensor, w: tf.Tensor) -> bool:

@@ -91,7 +91,7 @@ def test_winograds_convolution_trains_as_keras(tuned, calls, pad_values):
         (None, 136, {}),
         (True, 136, {"strides": 2}),
         (True, 136, {"dilation_rate": 2}),
-        (True, 127, {}),
+        (True, 63, {}),
     ],
 )
 def test_winograds_convolution_is_for_training_and_what_it_can_compute(
