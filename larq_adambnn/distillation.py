@@ -115,8 +115,14 @@ class Distiller(tf.keras.Model):
 
     def taught_by(self, teacher: Callable[[tf.Tensor], tf.Tensor] | None) -> None:
         """Sets the teacher, for what is traced from now on."""
-        # Behind a function, so that Keras does not track the teacher's variables.
-        self._teach = None if teacher is None else lambda images: teacher(images)
+        self._teach, self._substitute = _hidden(teacher), None
+
+    def substitute(self, teacher: Callable[[tf.Tensor], tf.Tensor] | None) -> None:
+        """Has another teach in the teacher's place, or with None the teacher again.
+
+        It is for what is traced from now on.
+        """
+        self._substitute = _hidden(teacher)
 
     @property
     def metrics(self):
@@ -243,9 +249,10 @@ class Distiller(tf.keras.Model):
 
     def _taught(self, images, labels) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """What the compiled loss compares logits with, and the teacher's feature maps, if any."""
-        if self._teach is None:
+        teach = self._substitute or self._teach
+        if teach is None:
             return labels, {}
-        taught = self._teach(images)
+        taught = teach(images)
         return taught if isinstance(taught, tuple) else (taught, {})
 
     def _target(self, images, labels) -> tf.Tensor:
@@ -280,6 +287,11 @@ class Distiller(tf.keras.Model):
         self._top1.update_state(hits[:, 0])
         self._top5.update_state(tf.reduce_any(hits, axis=-1))
         self.compiled_metrics.update_state(labels, logits, weights)
+
+
+def _hidden(function: Callable | None) -> Callable | None:
+    """The same in a function, so that Keras does not track variables of its own."""
+    return None if function is None else lambda images: function(images)
 
 
 def _unpack(data) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:

@@ -152,11 +152,12 @@ class FirstStepTeacher(Stateful):
         super().on_epoch_begin(epoch, logs)
         if epoch < self.epoch:
             self._begun = False
+            self.model.substitute(None)  # after an earlier fit
             return
         if not self._begun:
             self._take()
             self._begun = True
-        self.model.taught_by(lambda images: self.copy(images, training=False))
+        self.model.substitute(lambda images: self.copy(images, training=False))
 
     def _take(self) -> None:
         """Copies the weights with which step 1 is evaluated."""

@@ -298,7 +298,9 @@ def test_the_network_at_the_end_of_step_1_teaches_step_2():
     model.fit(images, labels, 8, 3, initial_epoch=2, callbacks=longer, verbose=0)
     for one, other in zip(copy.get_weights(), taken, strict=True):
         np.testing.assert_array_equal(one, other)
-    model.fit(images, labels, 8, 2, callbacks=longer, verbose=0)
+    model.fit(images, labels, 8, 2, callbacks=[*longer, Watch()], verbose=0)
+    np.testing.assert_array_equal(found[2][0], np.eye(10)[[0] * 8])  # the first teacher again
+    np.testing.assert_array_equal(*found[3][:2])
     assert any(np.any(a != b) for a, b in zip(copy.get_weights(), taken, strict=True))
     teacher = callbacks.FirstStepTeacher(1, copy, average=callbacks.AverageWeights(0.9))
     with pytest.raises(ValueError, match="Expected average to be one of the callbacks"):
