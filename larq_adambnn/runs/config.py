@@ -539,7 +539,8 @@ def _check_value(name: str, value, metadata) -> None:
     choices = metadata["choices"]
     if choices is not None and value not in choices:
         raise UsageError(
-            f"--{name}: expected one of {', '.join(map(str, choices))}; received {value!r}"
+            f"--{name}: expected one of {', '.join(filter(None, map(str, choices)))}; "
+            f"received {value!r}"
         )
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high, above = metadata["lower"], metadata["upper"], metadata["above"]

@@ -415,6 +415,7 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
         ),
         (["--mode=evaluate"], "--run"),
         (["--mode=export"], "--run"),
+        (["--mode=study", "--study=foo"], "^--study: expected one of optimizers, .*; received 'f"),
     ],
 )
 def test_wrong_combinations_are_refused(flags, message):
