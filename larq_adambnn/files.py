@@ -195,7 +195,7 @@ def read_rows(
             if lacking
             else f"it has a column {foreign[0]!r}"
             if foreign
-            else f"row {broken[0]} has too few or too many cells"
+            else f"row {broken[0]} has too few or too many cells, or an empty one"
         )
         raise UsageError(f"{path}: expected the table that was written; {found}")
     return rows

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from absl import flags
@@ -96,7 +96,9 @@ _PATHS = (
     "output_dir",
     "device_profile",
 )
-_SHIPPED = ("pretrained", "docs/studies")  # folders that paths may begin with anywhere
+# Flags that may name what comes with the package, by paths that begin so in any folder
+_MAY_BE_SHIPPED = ("run", "tflite", "init_from", "sweep", "teacher")
+_SHIPPED = ("pretrained", "docs/studies")
 SMALLEST_IMAGE = 32  # side of what the networks take
 
 
@@ -496,7 +498,7 @@ class Config:
     def sweep_file(self) -> pathlib.Path:
         """The table of the runs of --sweep."""
         path = pathlib.Path(self.sweep)
-        return path if path.suffix == ".csv" else path / "study.csv"
+        return path / "study.csv" if path.is_dir() else path
 
     @property
     def named_teachers(self) -> dict[str, str]:
@@ -519,7 +521,9 @@ class Config:
         A text that a plain line cannot hold (with a line break or a blank at its end, say) is
         written as a JSON string, and such a list as a JSON list of strings.
         """
-        return [_line(field, getattr(self, name)) for name, field in _fields().items()]
+        values = {name: getattr(self, name) for name in _fields()}
+        values |= {name: _each(_named, values[name]) for name in _MAY_BE_SHIPPED}
+        return [_line(field, values[name]) for name, field in _fields().items()]
 
 
 def _fields() -> dict[str, dataclasses.Field]:
@@ -724,9 +728,21 @@ def check(config: Config) -> Config:
         _require(bool(config.study), "--study: expected the name of a study; received nothing")
         _require(bool(config.output_dir), "--output_dir: expected a directory for the study")
         _require(
+            config.held_out > 0,
+            "--held_out: expected above 0, since a study compares its runs on these images; "
+            f"received {config.held_out}",
+        )
+        _require(
             not config.sweep or config.sweep_file.is_file(),
             "--sweep: expected the directory of a finished study (with study.csv), or such a "
             f"file; received {config.sweep!r}",
+        )
+    for name in ("study", "sweep", "rows"):
+        value = getattr(config, name)
+        _require(
+            not value or mode != "train",
+            f"--{name}: expected --mode=study with it; received {flag_text(value)!r} with "
+            "--mode=train",
         )
     for run in config.compare:
         _check_run(run, "compare")
@@ -965,16 +981,11 @@ def _read_run(path: pathlib.Path, seen: tuple[pathlib.Path, ...] = ()) -> list[s
 def _settings(values: flags.FlagValues) -> dict[str, Any]:
     """The flags that were given."""
     given = {name: values[name].value for name in _fields()}
-    for name in _PATHS:
-        given[name] = _expanded(given[name])
+    for name in _PATHS:  # shells leave the ~ in --flag=~/PATH
+        given[name] = _each(os.path.expanduser, given[name])
+    for name in _MAY_BE_SHIPPED:
+        given[name] = _each(_found, given[name])
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _expanded(value):
-    """Paths with ~ as the home directory, which shells leave in --flag=~/PATH."""
-    if isinstance(value, tuple):
-        return tuple(map(_expanded, value))
-    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _read(arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -1017,22 +1028,35 @@ def parse(arguments: list[str]) -> Config | str:
         return usage(_fields(), _shipped_names(), topic if topic in TOPICS else "")
     if rest:
         raise UsageError(f"expected only flags (--name=value); received {rest[0]!r}")
-    settings = _settings(values)
-    for name in ("run", "tflite", "init_from", "sweep"):
-        if name in settings:
-            settings[name] = _found(settings[name])
-    if "teacher" in settings:
-        settings["teacher"] = tuple(map(_found, settings["teacher"]))
-    return check(Config(**settings))
+    return check(Config(**_settings(values)))
 
 
 def _found(path: str) -> str:
-    """A path, or if nothing is there and it begins so, what comes with the package under it."""
+    """A path, or what comes with the package under it, unless something else is there."""
     for folder in _SHIPPED:
-        if path.startswith(f"{folder}/") and not os.path.exists(path):
-            own = shipped(folder) / path.removeprefix(f"{folder}/")
-            return str(own) if own.exists() else path
+        own = shipped(folder) / path.removeprefix(f"{folder}/")
+        if (
+            path.startswith(f"{folder}/")
+            and own.exists()
+            and (not os.path.exists(path) or os.path.samefile(path, own))
+        ):
+            return str(own)
     return path
+
+
+def _named(path: str) -> str:
+    """The path by which `_found` finds a file of the package, wherever that is installed."""
+    for folder in _SHIPPED:
+        if path.startswith(f"{shipped(folder)}{os.sep}"):
+            return f"{folder}/{os.path.relpath(path, shipped(folder))}"
+    return path
+
+
+def _each(function: Callable[[str], str], value: str | tuple[str, ...] | None):
+    """A function of a text, or of each in a tuple; None stays."""
+    if isinstance(value, tuple):
+        return tuple(map(function, value))
+    return None if value is None else function(value)
 
 
 def load_run(directory: str | pathlib.Path, **changes) -> Config:

@@ -18,6 +18,7 @@ from larq_adambnn.files import (
     write_rows,
 )
 from larq_adambnn.runs.config import Config, load_run
+from larq_adambnn.runs.usage import flag_text
 
 __all__ = ["COLUMNS", "Run", "locked", "open_run", "wait_for"]
 
@@ -290,8 +291,8 @@ def _check_same(config: Config, run: Run) -> None:
     ]
     if differences:
         name = differences[0]
+        had, received = (flag_text(getattr(each, name)) for each in (earlier, config))
         raise UsageError(
-            f"--output_dir: {run.directory} holds a run with --{name}={getattr(earlier, name)}; "
-            f"expected the same to resume it, or another directory; received "
-            f"--{name}={getattr(config, name)}"
+            f"--output_dir: {run.directory} holds a run with --{name}={had}; expected the same to "
+            f"resume it, or another directory; received --{name}={received}"
         )

@@ -35,7 +35,9 @@ def test_output_and_gradients_are_those_of_the_convolution(size, padding):
 
 
 @pytest.mark.parametrize("binary", [False, True])
-@pytest.mark.parametrize("size, limit", [(2, 5e-7), (6, 8e-7), (12, 1.4e-6), (15, 2.6e-6)])  # tiles of 2 to 5
+@pytest.mark.parametrize(  # tiles of 2, 3, 4 and 5
+    "size, limit", [(2, 5e-7), (6, 8e-7), (12, 1.4e-6), (15, 2.6e-6)]
+)
 def test_rounding_in_float32_is_near_the_convolutions_own(size, limit, binary):
     x, w, dy = arrays((4, size, size, 128), 128, "SAME")
     if binary:

@@ -222,6 +222,24 @@ def test_shipped_configs_are_found_by_name(name, tmp_path, monkeypatch):
     assert config.output_dir == "runs/quickstart"
 
 
+def test_what_comes_with_the_package_is_the_same_from_anywhere(tmp_path, monkeypatch):
+    """In a checkout and elsewhere, and in the flags.cfg of a run."""
+    flags = ["--mode=summary", "--sweep=docs/studies/study_learning_rate.csv"]
+    flags += ["--init_from=pretrained/digits"]
+    monkeypatch.chdir(CONFIGS[0].parents[1])
+    there = parse(flags)
+    monkeypatch.chdir(tmp_path)
+    elsewhere = parse(flags)
+    assert there == elsewhere and there.sweep_file.is_file()
+    assert set(flags[1:]) <= set(there.lines())
+    (tmp_path / "flags.cfg").write_text("\n".join(there.lines()))
+    assert load_run(tmp_path, output_dir="") == there
+    own = tmp_path / "docs/studies/study_learning_rate.csv"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert parse(flags).sweep == flags[1].split("=")[1]
+
+
 def test_a_file_goes_before_a_shipped_config_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart").mkdir()  # no file
@@ -415,6 +433,9 @@ def test_wrong_flags_name_themselves_and_what_was_expected(flag):
         ),
         (["--mode=evaluate"], "--run"),
         (["--mode=export"], "--run"),
+        (["--output_dir=x", "--teacher=self", "--study=order"], "--study: expected --mode=study"),
+        (["--output_dir=x", "--teacher=self", "--rows=a,b"], "--rows: .* received 'a,b'"),
+        (["--mode=study", "--study=order", "--output_dir=x"], "--held_out: expected above 0"),
         (["--mode=study", "--study=foo"], "^--study: expected one of optimizers, .*; received 'f"),
     ],
 )

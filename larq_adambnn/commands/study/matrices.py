@@ -11,7 +11,7 @@ from larq_adambnn.files import read_rows
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.recipes import BEST, PARTS
 
-__all__ = ["CLAIMS", "OPTIMIZERS", "SWEEPS", "Claim", "Row", "rows"]
+__all__ = ["CLAIMS", "OPTIMIZERS", "SWEEPS", "Claim", "Row", "matrix", "rows"]
 
 _TWO_STEPS = {"order": "activations_first", "weight_decay": (5e-6, 0.0)}
 OPTIMIZERS = {  # and the learning rates that are tried of each; AdamW without decay is Adam
@@ -135,14 +135,7 @@ def rows(config: Config) -> list[Row]:
         UsageError: `--rows` names another line, or `--sweep` is no study by which the rates
             can be chosen, or its table is damaged.
     """
-    every = {
-        "learning_rate": _learning_rate,
-        "optimizers": _optimizers,
-        "weight_decay": _weight_decay,
-        "order": _order,
-        "recipe_rates": _recipe_rates,
-        "recipes": _recipes,
-    }[config.study](config)
+    every = matrix(config)
     names = [row.directory for row in every]
     for name in config.rows:
         if name not in names:
@@ -155,6 +148,18 @@ def rows(config: Config) -> list[Row]:
                 f"{config.sweep} has none for {row.name}"
             )
     return chosen
+
+
+def matrix(config: Config) -> list[Row]:
+    """All rows of a study; the rate of one of which `--sweep` has none is None."""
+    return {
+        "learning_rate": _learning_rate,
+        "optimizers": _optimizers,
+        "weight_decay": _weight_decay,
+        "order": _order,
+        "recipe_rates": _recipe_rates,
+        "recipes": _recipes,
+    }[config.study](config)
 
 
 def _one_step(config: Config) -> dict:
@@ -292,13 +297,23 @@ def _best_rates(config: Config) -> dict[str, float]:
         )
     found: dict[str, dict[float, list[float]]] = {}
     for row in read_rows(config.sweep_file, required=("arm", "learning_rate")):
-        rates = found.setdefault(row["arm"], {})
+        # A rate that diverges with one seed is not a good one, whatever the others give.
+        accuracy, rate = row.get("validation") or -np.inf, row["learning_rate"]
         try:
-            # A rate that diverges with one seed is not a good one, whatever the others give.
-            accuracy = float(row.get("validation") or "-inf")
-            rates.setdefault(float(row["learning_rate"]), []).append(accuracy)
+            accuracy, rate = float(accuracy), float(rate)
         except ValueError as error:
             raise UsageError(f"{config.sweep_file}: expected numbers: {error}") from None
+        if not 0 < rate < np.inf or not accuracy <= 100:
+            raise UsageError(
+                f"{config.sweep_file}: expected rates above 0 and accuracies up to 100; received "
+                f"{row['learning_rate']} with {row['validation']!r}"
+            )
+        if row.get("row") not in (None, f"{row['arm']} {rate:g}"):
+            raise UsageError(
+                f"--sweep: expected a {_sweep(config)} study, with a row such as "
+                f"'{row['arm']} {rate:g}'; {config.sweep} has {row['row']!r}"
+            )
+        found.setdefault(row["arm"], {}).setdefault(rate, []).append(accuracy)
     best = {}
     for name, rates in found.items():
         means = {rate: np.mean(values) for rate, values in rates.items()}

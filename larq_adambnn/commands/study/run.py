@@ -1,6 +1,7 @@
 """--mode=study: trains the runs of one of the paper's experiments, and sums them up."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -28,10 +29,15 @@ _DIVERGED = "expected a finite loss"  # what a run says whose loss became infini
 def main(config: Config) -> None:
     """Runs what is left of a study, and writes study.csv, study.md, report.html and plots/*.png.
 
+    They have the rows that `--rows` names, and all others whose runs have ended before.
+
     Raises:
         UsageError: the settings do not fit the study, or one of its runs failed.
     """
     rows = matrices.rows(config)
+    seeds = range(config.seed, config.seed + config.seeds)
+    for row, seed in itertools.product(rows, seeds):
+        row.config(config, seed, ())  # which says what does not fit, before anything is written
     with open_run(config) as directory:
         logs = directory.directory / "logs"
         count = max(row.teacher(config).count("self") for row in rows)
@@ -41,7 +47,6 @@ def main(config: Config) -> None:
         ]
         _train_all(own, logs, 1)
         own = [teacher.output_dir for teacher in own]
-        seeds = range(config.seed, config.seed + config.seeds)
         runs = {row.name: [row.config(config, seed, own) for seed in seeds] for row in rows}
         # All rows with the first seed, then with the second: an early look shows every row.
         _train_all(
@@ -49,9 +54,15 @@ def main(config: Config) -> None:
             logs,
             config.jobs,
         )
+        for row in matrices.matrix(config):
+            if row.changes["learning_rate"] is not None and row.name not in runs:
+                of_row = [row.config(config, seed, own) for seed in seeds]
+                if all(_finished(run) or _diverged(_log(run, logs)) for run in of_row):
+                    runs[row.name] = of_row
+        rows = [row for row in matrices.matrix(config) if row.name in runs]
         from larq_adambnn.commands.study import tables
 
-        tables.write(config, rows, runs)
+        tables.write(config, rows, {row.name: runs[row.name] for row in rows})
 
 
 def _train_all(configs: Sequence[Config], logs: pathlib.Path, jobs: int) -> None:
@@ -150,12 +161,22 @@ def _log(config: Config, logs: pathlib.Path) -> pathlib.Path:
 
 def _check_failure(config: Config, log: pathlib.Path) -> None:
     """Raises UsageError for a run that failed, unless its loss became infinite."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-    if _DIVERGED not in lines[-1]:
+    if not _diverged(log):
         raise UsageError(
             f"--study: expected {config.output_dir} to finish; its last line is "
-            f"{lines[-1][:300]!r}, and {log} shows more"
+            f"{_last_line(log)[:300]!r}, and {log} shows more"
         )
+
+
+def _diverged(log: pathlib.Path) -> bool:
+    return _DIVERGED in _last_line(log)
+
+
+def _last_line(log: pathlib.Path) -> str:
+    if not log.exists():
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[-1] if lines else ""
 
 
 def _epochs(config: Config) -> int:

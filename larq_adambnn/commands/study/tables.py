@@ -359,6 +359,8 @@ def _plots(config: Config, runs, measured, dataset):
     accuracy = ("val_accuracy", "validation accuracy (%)", 100.0)
     if config.study == "optimizers":
         for steps in ("one step", "two steps"):
+            if not any(name.endswith(steps) for name in finished):
+                continue
 
             def optimizer(name, steps=steps):
                 return name.removesuffix(steps).strip() if name.endswith(steps) else ""

@@ -46,7 +46,8 @@ def test_one_step_and_two_steps_have_the_same_number_of_epochs():
 
 
 def test_rows_have_the_teachers_that_the_study_trained():
-    study = parse(["--mode=study", "--study=order", "--output_dir=x", "--teacher=self"])
+    flags = ["--mode=study", "--study=order", "--output_dir=x", "--teacher=self", "--held_out=9"]
+    study = parse(flags)
     own = ["x/teacher", "x/teacher2"]
     for changes, given, expected in (
         ({}, ("self",), ("x/teacher",)),
@@ -92,15 +93,34 @@ def test_a_study_takes_the_best_rates_of_its_sweep(tmp_path):
         names("optimizers", sweep=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("adam 0.1,adam,nan,80", "expected rates above 0 .* received nan with '80'"),
+        ("adam 0,adam,0,80", "expected rates above 0 .* received 0 with '80'"),
+        ("adam 0.1,adam,0.1,nan", "accuracies up to 100; received 0.1 with 'nan'"),
+        ("adam 0.1,adam,0.1,inf", "accuracies up to 100; received 0.1 with 'inf'"),
+        ("adam one step,adam,0.1,80", "learning_rate study, .* 'adam 0.1'; .* has 'adam one step'"),
+        ("adam 0.1,adam,,80", "or an empty one"),
+    ],
+)
+def test_rates_are_chosen_from_a_whole_table_of_the_right_study_alone(tmp_path, line, message):
+    path = tmp_path / "rates.txt"
+    path.write_text(f"row,arm,learning_rate,validation\nadam 0.2,adam,0.2,81\n{line}\n")
+    with pytest.raises(UsageError, match=message):
+        names("order", sweep=str(path))
+    path.write_text("row,arm,learning_rate,validation\nadam 0.2,adam,0.2,81\n")
+    assert {row.changes["learning_rate"] for row in names("order", sweep=str(path))} == {0.2}
+
+
 def test_some_lines_of_a_study_can_be_named(tmp_path):
     write_sweep(tmp_path, matrices.OPTIMIZERS)
     chosen = ("two_steps_5e-06_0", "one_step_5e-06")
     found = names("weight_decay", sweep=str(tmp_path), rows=chosen)
     assert [row.name for row in found] == ["one step 5e-06", "two steps 5e-06, 0"]
     assert [row for row in names("weight_decay", sweep=str(tmp_path)) if row in found] == found
-    study = parse(
-        ["--mode=study", "--study=weight_decay", "--output_dir=x", "--rows=x", "--teacher=self"]
-    )
+    flags = ["--mode=study", "--output_dir=x", "--rows=x", "--teacher=self", "--held_out=9"]
+    study = parse([*flags, "--study=weight_decay"])
     assert study.rows == ("x",) and found[0].config(study, 0, ()).rows == ()
     measured = {row.name: [{"ff_ratio": 1.0, "top1": 2.0}] for row in found}
     table = tables.differences("weight_decay", found, measured)

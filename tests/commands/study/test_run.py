@@ -124,18 +124,20 @@ def test_a_study_from_the_sweep_to_the_table(
     assert copied == ["sgd_1e+30/seed5", "sgd_1e+30/seed6"]
     assert (sweep / "study.md").read_text() == report
 
+    # Neither does a look at one row take away what the others gave.
+    copied.clear()
+    table = (sweep / "study.csv").read_bytes()
+    study.main(settings.replace(rows=("adam_0.001",)))
+    assert copied == []
+    assert (sweep / "study.csv").read_bytes() == table
+
     optimizers = tmp_path / "optimizers"
     capsys.readouterr()
-    study.main(
-        config(
-            optimizers,
-            data_dir,
-            *flags,
-            "--study=optimizers",
-            f"--sweep={sweep}",
-            f"--teacher={sweep}/teacher",
-        )
-    )
+    chosen = ("--study=optimizers", f"--sweep={sweep}", f"--teacher={sweep}/teacher")
+    study.main(config(optimizers, data_dir, *flags, *chosen, "--rows=sgd_two_steps"))
+    assert [path.stem for path in (optimizers / "plots").iterdir()] == ["accuracy_two_steps"]
+    capsys.readouterr()
+    study.main(config(optimizers, data_dir, *flags, *chosen))
     found = read_rows(optimizers / "study.csv")
     assert len(found) == 10
     test = {}
@@ -173,6 +175,24 @@ def test_a_study_from_the_sweep_to_the_table(
         "updates",
         "final_weights",
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--seed=2147483647", "--seeds=2"), "--seed: expected"),
+        (("--init_from=gone",), "--init_from: expected a run"),
+        (("--microbatches=3",), "--microbatches: expected a divisor"),
+        (("--loss=distribution", "--teacher=gone"), "--teacher: expected self"),
+    ],
+)
+def test_what_does_not_fit_a_study_is_said_before_anything_is_written(
+    copied, data_dir, tmp_path, flags, message
+):
+    settings = config(tmp_path / "study", data_dir, "--mode=study", "--study=order", *flags)
+    with pytest.raises(UsageError, match=message):
+        study.main(settings)
+    assert copied == [] and not (tmp_path / "study").exists()
 
 
 def test_a_run_that_fails_stops_the_study(copied, data_dir, tmp_path):
