@@ -1,10 +1,10 @@
 """What an iteration computes and moves, and how fast this machine does either at best."""
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import tensorflow as tf
+from tensorflow.python.ops.handle_data_util import get_resource_handle_data
 
 from larq_adambnn.kernels import winograd
 
@@ -13,41 +13,52 @@ __all__ = ["limits", "work"]
 _ROUNDS = 5
 _SIDE, _LARGE = 4096, 2**26  # of the matrices that are multiplied; values of the tensor that moves
 # What neither computes nor moves values
-_FREE = ("Const", "Identity", "IdentityN", "NoOp", "Placeholder", "Reshape", "Shape", "ShapeN")
+_FREE = (
+    *("Const", "Identity", "IdentityN", "NoOp", "Placeholder", "Reshape", "Shape", "ShapeN"),
+    *("ExpandDims", "Squeeze", "StopGradient", "ReadVariableOp", "AssignVariableOp"),
+)
+# Products of matrices, and what says whether the first one is transposed
+_TRANSPOSED = {"MatMul": "transpose_a", "BatchMatMulV2": "adj_x", "BatchMatMulV3": "adj_x"}
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
-def work(graph: tf.Graph) -> tuple[float, float]:
+def work(graph: tf.Graph, ran: Collection[str] | None = None) -> tuple[float, float]:
     """FLOPs of the convolutions and matrix products in a graph, and bytes of all else.
 
-    An operator is taken to read each of its inputs and to write each of its outputs once.
+    An operator is taken to read each of its inputs and to write each of its outputs once, and an
+    optimizer's to read and to write its variables.  Numbers and booleans count, integers do not.
     Winograd's convolutions count with the products that they consist of, and those alone.
 
     Args:
         graph: of a traced function. What has no static shape and what is in a branch is left out.
+        ran: names of the operators that are executed, since some are computed once when the graph
+            is optimized; only they move bytes. None takes all.
     """
     flops = size = 0.0
-    for operator in _operators(graph):
-        if found := _flops(operator):
+    for name, operator in _operators(graph):
+        if (found := _flops(operator)) is not None:
             flops += found
-        elif winograd.SCOPE not in operator.name.split("/"):
+        elif winograd.SCOPE not in name.split("/") and (ran is None or name in ran):
             inputs = {tensor.ref(): tensor for tensor in operator.inputs}
             size += sum(map(_bytes, [*inputs.values(), *operator.outputs]))
     return flops, size
 
 
-def _operators(graph: tf.Graph) -> Iterator[tf.Operation]:
+def _operators(graph: tf.Graph, scope: str = "") -> Iterator[tuple[str, tf.Operation]]:
+    """The operators with the names that they have where functions are put into the graph."""
     for operator in graph.get_operations():
+        name = scope + operator.name
         if operator.type in _CALLS:
-            yield from _operators(graph._get_function(operator.get_attr("f").name).graph)
-        elif operator.type not in _FREE and not operator.type.endswith("VariableOp"):
-            yield operator
+            called = graph._get_function(operator.get_attr("f").name).graph
+            yield from _operators(called, f"{name}/")
+        elif operator.type not in _FREE:
+            yield name, operator
 
 
-def _flops(operator: tf.Operation) -> int:
-    """Two for each product of two numbers; 0 for other operators."""
+def _flops(operator: tf.Operation) -> int | None:
+    """Two for each product of two numbers; None of other operators."""
     kind = operator.type.replace("DepthwiseConv2dNative", "Conv2D")
-    if transposed := {"MatMul": "transpose_a", "BatchMatMulV2": "adj_x"}.get(kind):
+    if transposed := _TRANSPOSED.get(kind):
         inner = operator.inputs[0].shape[-2 if operator.get_attr(transposed) else -1]
         return 2 * (inner or 0) * _values(operator.outputs[0])
     if kind == "Conv2D":
@@ -57,8 +68,9 @@ def _flops(operator: tf.Operation) -> int:
     elif kind == "Conv2DBackpropFilter":
         kernel, outputs = operator.outputs[0], operator.inputs[2]
     else:
-        return 0
-    products = math.prod(kernel.shape[: 3 if kind == operator.type else 2])  # in an output
+        return None
+    shape = kernel.shape[: 3 if kind == operator.type else 2]
+    products = shape.num_elements() or 0  # in an output
     return 2 * products * _values(outputs)
 
 
@@ -67,6 +79,14 @@ def _values(tensor: tf.Tensor) -> int:
 
 
 def _bytes(tensor: tf.Tensor) -> int:
+    if tensor.dtype == tf.resource:  # a variable that is read and written
+        data = get_resource_handle_data(tensor)
+        known = data is not None and data.is_set and len(data.shape_and_type) == 1
+        if not known:
+            return 0
+        (variable,) = data.shape_and_type
+        values = tf.TensorShape(variable.shape).num_elements() or 0
+        return 2 * values * tf.as_dtype(variable.dtype).size
     counts = tensor.dtype.is_floating or tensor.dtype.is_bool
     return _values(tensor) * tensor.dtype.size if counts else 0
 

@@ -299,7 +299,8 @@ class _Ours:
     def work(self) -> tuple[float, float]:
         from larq_adambnn.commands.benchmark import roofline
 
-        return roofline.work(self._train.get_concrete_function(self._batches).graph)
+        graph = self._train.get_concrete_function(self._batches).graph
+        return roofline.work(graph, {name for name, _, _ in _executed(self)})
 
     def limits(self) -> tuple[float, float]:
         from larq_adambnn.commands.benchmark import roofline
@@ -347,10 +348,18 @@ def operator_times(function: Callable[[], object]) -> dict[str, float]:
 
     All operators of Winograd's convolution, its gradients' too, are of the kind WinogradConv2D.
     """
+    from larq_adambnn.kernels import winograd
+
+    times = collections.Counter()
+    for name, kind, seconds in _executed(function):
+        times["WinogradConv2D" if winograd.SCOPE in name.split("/") else kind] += seconds
+    return times
+
+
+def _executed(function: Callable[[], object]) -> Iterator[tuple[str, str, float]]:
+    """(name, kind, seconds) of each operator that is executed during a call."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-    from larq_adambnn.kernels import winograd
 
     with tempfile.TemporaryDirectory() as folder:
         with tf.profiler.experimental.Profile(folder):
@@ -358,7 +367,6 @@ def operator_times(function: Callable[[], object]) -> dict[str, float]:
         (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
         with open(path, "rb") as file:
             space = xplane_pb2.XSpace.FromString(file.read())
-    times = collections.Counter()
     for plane in space.planes:
         if plane.name != "/host:CPU":
             continue
@@ -367,9 +375,7 @@ def operator_times(function: Callable[[], object]) -> dict[str, float]:
                 # An operator's event is called NAME:KIND, others have C++ names.
                 name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
                 if name and kind.isidentifier() and not name.endswith(":"):
-                    kind = "WinogradConv2D" if winograd.SCOPE in name.split("/") else kind
-                    times[kind] += event.duration_ps / 1e12
-    return times
+                    yield name, kind, event.duration_ps / 1e12
 
 
 def _print_epoch(config: Config) -> None:
