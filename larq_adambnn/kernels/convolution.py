@@ -42,7 +42,7 @@ def convolve(
         return plain(inputs, kernel)
     kernel = tf.convert_to_tensor(kernel)
     padding = layer.padding.upper()
-    if training and layer.strides == (1, 1) and winograd.pays(inputs, kernel):
+    if training and layer.strides == (1, 1) and winograd.pays(inputs, kernel, padding):
         return winograd.conv2d(inputs, kernel, padding)
     if kernel.shape.num_elements() < _LARGE_KERNEL:
         return plain(inputs, kernel)

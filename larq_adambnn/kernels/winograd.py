@@ -26,17 +26,19 @@ _POINTS = {
 }
 
 
-def pays(x: tf.Tensor, w: tf.Tensor) -> bool:
-    """Whether `conv2d` takes x and w, and is faster on a CPU than `tf.nn.conv2d`.
+def pays(x: tf.Tensor, w: tf.Tensor, padding: str) -> bool:
+    """Whether `conv2d` takes its arguments, and is faster on a CPU than `tf.nn.conv2d`.
 
     Args:
         x: images (B, H, W, C).
         w: kernels (rows, columns, C, K).
+        padding: "SAME" or "VALID".
     """
+    smallest = min(_POINTS) if padding == "SAME" else _TAPS
     return (
         x.dtype.size >= 4  # with 16 bits rounding would be too much
         and None not in x.shape[1:3]
-        and min(x.shape[1:3]) >= min(_POINTS)
+        and min(x.shape[1:3]) >= smallest
         and w.shape[:2] == (_TAPS, _TAPS)
         and min(w.shape[2:]) >= _CHANNELS
     )

@@ -78,4 +78,11 @@ def test_any_batch_in_one_trace():
 )
 def test_where_it_pays(images, kernels, dtype, expected):
     x, w = (tf.TensorSpec(shape, dtype) for shape in (images, kernels))
-    assert winograd.pays(x, w) is expected
+    assert winograd.pays(x, w, "SAME") is expected
+
+
+@pytest.mark.parametrize(("side", "padding"), [(2, "SAME"), (3, "VALID")])
+def test_it_is_for_maps_that_have_an_output(side, padding):
+    w = tf.TensorSpec((3, 3, 64, 64))
+    assert winograd.pays(tf.TensorSpec((8, side, side, 64)), w, padding)
+    assert not winograd.pays(tf.TensorSpec((8, side - 1, side, 64)), w, padding)
