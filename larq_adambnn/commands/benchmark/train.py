@@ -87,7 +87,7 @@ def main(config: Config) -> None:
     for step, weights in ((1, "real"), (2, "binary")):
         print(
             f"\nstep {step} ({weights} weights)".ljust(33)
-            + f"{'images/s':>9}{'range':>15}{'first':>12}{'peak memory':>13}"
+            + f"{'images/s':>9}{'range':>17}{'first':>12}{'peak memory':>13}"
             + f"{'ratio':>8}{'pays after':>12}" * (len(names) > 1)
         )
         with contenders(config, step, names) as found:
@@ -172,7 +172,7 @@ def _print_speed(name: str, contender: Contender, images: int, found) -> None:
     slow, fast = images / max(contender.seconds), images / min(contender.seconds)
     row = (
         f"{name:<32}{images / statistics.median(contender.seconds):9.1f}"
-        f"{f'{slow:.1f} - {fast:.1f}':>15}{contender.first:10.1f} s"
+        f"{f'{slow:.1f} - {fast:.1f}':>17}{contender.first:10.1f} s"
         f"{contender.ask('memory') / 2**30:9.2f} GiB"
     )
     if name in _RIVALS:
