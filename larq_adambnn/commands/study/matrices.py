@@ -298,15 +298,15 @@ def _best_rates(config: Config) -> dict[str, float]:
     found: dict[str, dict[float, list[float]]] = {}
     for row in read_rows(config.sweep_file, required=("arm", "learning_rate")):
         # A rate that diverges with one seed is not a good one, whatever the others give.
-        accuracy, rate = row.get("validation") or -np.inf, row["learning_rate"]
+        texts = row["learning_rate"], row.get("validation", "")
         try:
-            accuracy, rate = float(accuracy), float(rate)
+            rate, accuracy = float(texts[0]), float(texts[1] or -np.inf)
         except ValueError as error:
             raise UsageError(f"{config.sweep_file}: expected numbers: {error}") from None
         if not 0 < rate < np.inf or not accuracy <= 100:
             raise UsageError(
                 f"{config.sweep_file}: expected rates above 0 and accuracies up to 100; received "
-                f"{row['learning_rate']} with {row['validation']!r}"
+                f"{texts[0]} with {texts[1]!r}"
             )
         if row.get("row") not in (None, f"{row['arm']} {rate:g}"):
             raise UsageError(

@@ -109,6 +109,9 @@ def test_rates_are_chosen_from_a_whole_table_of_the_right_study_alone(tmp_path, 
     path.write_text(f"row,arm,learning_rate,validation\nadam 0.2,adam,0.2,81\n{line}\n")
     with pytest.raises(UsageError, match=message):
         names("order", sweep=str(path))
+    path.write_text("arm,learning_rate\nadam,-1\n")
+    with pytest.raises(UsageError, match="received -1 with ''"):
+        names("order", sweep=str(path))
     path.write_text("row,arm,learning_rate,validation\nadam 0.2,adam,0.2,81\n")
     assert {row.changes["learning_rate"] for row in names("order", sweep=str(path))} == {0.2}
 
