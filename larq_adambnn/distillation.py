@@ -75,7 +75,8 @@ class Distiller(tf.keras.Model):
 
     Raises:
         ValueError: an argument is out of range, or labels have another shape; with `attention`,
-            the student has no feature maps, or the teacher none of their sizes.
+            the student has no feature maps or a loss of `add_loss(tensor)`, or the teacher has
+            no maps of their sizes.
         tf.errors.InvalidArgumentError: a label is none of a class; in training, a loss is not
             finite.
     """
@@ -103,6 +104,11 @@ class Distiller(tf.keras.Model):
         self.label_smoothing = label_smoothing
         self.attention = attention
         self.matches_attention = bool(attention)  # for what is traced from now on
+        if attention and any(type(x).__name__ == "AddLoss" for x in student._flatten_layers()):
+            raise ValueError(
+                "Expected a student with losses of its layers alone for attention matching. "
+                f"Received: {student.name}, with a loss of model.add_loss(tensor)"
+            )
         # Behind a function, so that Keras does not track the student's variables twice.
         seen = opened(student) if attention else None
         self._see = lambda images: seen(images, training=True)

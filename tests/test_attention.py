@@ -322,6 +322,10 @@ def test_a_teacher_without_such_maps_is_refused(eager):
     np.testing.assert_equal(student.get_weights(), before)
     with pytest.raises(ValueError, match="attention to be a finite number of at least 0"):
         distiller(-1.0)
+    student.add_loss(tf.reduce_mean(student.output))
+    with pytest.raises(ValueError, match=r"attention matching\. .* with a loss of model\.add_loss"):
+        Distiller(student, attention=30.0)
+    Distiller(student)
 
 
 @pytest.mark.parametrize("name", ["reactnet_a", "reactnet18"])
