@@ -8,6 +8,8 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
+# Sums are rounded by the number of threads: the same one whatever the machine's cores are.
+os.environ["TF_NUM_INTRAOP_THREADS"] = "2"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's would wait for each other beside others
 # In the processes that follow, large tensors go back to the system when they are freed.
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
