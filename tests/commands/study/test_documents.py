@@ -147,3 +147,15 @@ def test_the_tables_of_a_study_are_what_its_runs_gave(study, page):
     times = [time] if page == "study" else []
     for lines in (tables.table(study, rows, measured), claims, times):
         assert "\n".join(["", *lines, ""]) in document
+
+
+@pytest.mark.parametrize("study", ["recipe_rates", "recipes"])
+def test_the_tables_of_the_digits_are_what_their_runs_gave(study):
+    measured = tables.read(DOCS / "studies" / f"study_{study}_digits.csv")
+    sweep = f"--sweep={DOCS}/studies/study_recipe_rates_digits.csv"
+    rows = matrices.matrix(parse([f"--flagfile=study_{study}", sweep]))
+    rows = [row for row in rows if row.name in measured]
+    document = (DOCS / "recipes.md").read_text()
+    claims = [line for line in tables.differences(study, rows, measured) if line.startswith("|")]
+    for lines in (tables.table(study, rows, measured), claims):
+        assert "\n".join(["", *lines, ""]) in document
