@@ -79,14 +79,13 @@ def _values(tensor: tf.Tensor) -> int:
 
 
 def _bytes(tensor: tf.Tensor) -> int:
-    if tensor.dtype == tf.resource:  # a variable that is read and written
-        data = get_resource_handle_data(tensor)
-        known = data is not None and data.is_set and len(data.shape_and_type) == 1
-        if not known:
-            return 0
-        (variable,) = data.shape_and_type
-        values = tf.TensorShape(variable.shape).num_elements() or 0
-        return 2 * values * tf.as_dtype(variable.dtype).size
+    if tensor.dtype == tf.resource:  # a variable, which is read and written, or none
+        return sum(
+            2
+            * (tf.TensorShape(variable.shape).num_elements() or 0)
+            * tf.as_dtype(variable.dtype).size
+            for variable in get_resource_handle_data(tensor).shape_and_type
+        )
     counts = tensor.dtype.is_floating or tensor.dtype.is_bool
     return _values(tensor) * tensor.dtype.size if counts else 0
 

@@ -54,12 +54,13 @@ def main(config: Config) -> None:
             logs,
             config.jobs,
         )
-        for row in matrices.matrix(config):
-            if row.changes["learning_rate"] is not None and row.name not in runs:
+        every = [row for row in matrices.matrix(config) if row.changes["learning_rate"] is not None]
+        for row in every:
+            if row.name not in runs:
                 of_row = [row.config(config, seed, own) for seed in seeds]
                 if all(_finished(run) or _diverged(_log(run, logs)) for run in of_row):
                     runs[row.name] = of_row
-        rows = [row for row in matrices.matrix(config) if row.name in runs]
+        rows = [row for row in every if row.name in runs]
         from larq_adambnn.commands.study import tables
 
         tables.write(config, rows, {row.name: runs[row.name] for row in rows})

@@ -116,7 +116,7 @@ def test_iterations_that_pay_for_the_first_one(first, seconds, expected):
 
 def test_contenders_take_turns_and_are_measured():
     names = [train._IN_LINE, train._PUBLISHED]
-    with train.contenders(SMALL, 2, names) as found:
+    with train.contenders(dataclasses.replace(SMALL, batch_size=8), 2, names) as found:
         train.take_turns(found.values(), rounds=2)
         assert list(found) == names
         for contender in found.values():
@@ -130,7 +130,7 @@ def test_contenders_take_turns_and_are_measured():
     convolutions = [kind for kind in times if "Conv2DBackprop" in kind]
     assert len(convolutions) == 2
     assert all(train._multiplies(kind) for kind in convolutions)
-    assert flops > 1e6 and size > 5e5
+    assert flops > 1e6 and size > 1e6
 
 
 def test_the_work_of_a_graph_is_counted_by_hand():
