@@ -1,10 +1,12 @@
 """--benchmark=data: what it prints, and that both sides do the same work."""
 
+import concurrent.futures
 import os
 
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 from photographs import write_folder
 
 from larq_adambnn.commands import benchmark as benchmarks
@@ -44,25 +46,37 @@ def test_the_pillow_loop_makes_what_the_pipeline_makes(tmp_path):
     np.testing.assert_allclose(ours.std((0, 1, 2)), theirs.std((0, 1, 2)), rtol=0.1)
 
 
-def test_all_parts_are_compared_on_one_core(tmp_path, monkeypatch):
+def test_all_parts_are_compared(tmp_path):
     benchmark.make_photographs(tmp_path, 16)
-    cores = os.sched_getaffinity(0)
-    measured, speed = [], benchmark._speed
+    config = settings(dataset="image_folder", data_dir=str(tmp_path), image_size=32)
+    speeds, ratio = benchmark.compare(config, rounds=1, seconds=0.02)
+    assert min(speeds.values()) > 0
+    ours, pillow, _ = list(speeds.values())[-3:]
+    assert ratio == ours / pillow
+    assert {"lighting", "RandAugment,", "cutmix"} <= set(" ".join(speeds).split())
+    assert {len(values) for values in benchmark.measure(config, 2, 0.02).values()} == {2}
+
+
+def test_the_medians_of_rounds(tmp_path, monkeypatch):
+    benchmark.make_photographs(tmp_path, 16)
+    rounds = {benchmark._PIPELINE: [1.0, 6.0, 4.0], benchmark._PILLOW: [2.0, 2.0, 1.0]}
+    monkeypatch.setattr(benchmark, "measure", lambda *arguments: rounds)
     monkeypatch.setattr(
-        benchmark,
-        "_speed",
-        lambda *arguments: measured.append((speed(*arguments), len(os.sched_getaffinity(0))))
-        or measured[-1][0],
+        benchmark, "one_core", lambda: concurrent.futures.ThreadPoolExecutor(max_workers=1)
     )
     config = settings(dataset="image_folder", data_dir=str(tmp_path), image_size=32)
-    speeds, ratio = benchmark.compare(config, rounds=3, seconds=0.02)
-    assert os.sched_getaffinity(0) == cores
-    rounds = np.array([value for value, _ in measured[:-1]]).reshape(3, 7)
-    assert (rounds > 0).all()
-    assert [count for _, count in measured] == [1] * 21 + [len(cores)]
-    np.testing.assert_array_equal(list(speeds.values())[:7], np.median(rounds, 0))
-    assert ratio == np.median(rounds[:, 5] / rounds[:, 6])
-    assert {"lighting", "RandAugment,", "cutmix"} <= set(" ".join(speeds).split())
+    speeds, ratio = benchmark.compare(config, seconds=0.02)
+    assert list(speeds.values())[:2] == [4.0, 2.0]
+    assert ratio == 3.0
+
+
+def test_a_process_of_one_core():
+    available = os.sched_getaffinity(0)
+    with benchmark.one_core() as process:
+        assert process.submit(os.sched_getaffinity, 0).result() == {min(available)}
+        threads = process.submit(tf.config.threading.get_inter_op_parallelism_threads)
+        assert threads.result() == 0  # so that TensorFlow starts one a core
+    assert os.sched_getaffinity(0) == available
 
 
 def test_what_is_printed(tmp_path, monkeypatch, capsys):
