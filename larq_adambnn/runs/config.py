@@ -728,6 +728,11 @@ def check(config: Config) -> Config:
         _require(bool(config.study), "--study: expected the name of a study; received nothing")
         _require(bool(config.output_dir), "--output_dir: expected a directory for the study")
         _require(
+            config.strategy != "multi_worker",
+            "--strategy: expected one or mirrored with --mode=study, whose runs are processes of "
+            "their own; received multi_worker",
+        )
+        _require(
             config.held_out > 0,
             "--held_out: expected above 0, since a study compares its runs on these images; "
             f"received {config.held_out}",
@@ -926,7 +931,7 @@ def _shipped_names() -> list[str]:
 
 def _find(name: str, folder: pathlib.Path) -> pathlib.Path:
     """The flagfile that a name means to one in a folder: beside it, a path, or a shipped config."""
-    own = shipped("configs")
+    own, name = shipped("configs"), os.path.expanduser(name)
     for path in (folder / name, pathlib.Path(name), own / name, own / f"{name}.cfg"):
         if os.path.isfile(path):
             return path

@@ -48,7 +48,7 @@ from larq_adambnn.runs.students import (
     load_student,
 )
 
-__all__ = ["compiled", "run_callbacks", "train"]
+__all__ = ["check", "compiled", "given_teachers", "run_callbacks", "train"]
 
 
 def train(config: Config, dataset: Dataset | None = None) -> None:
@@ -64,28 +64,19 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
         UsageError: the settings cannot work, or what stopped the training, in one line.
     """
     start = time.perf_counter()
-    exported = config.export and config.steps[-1] == (True, True)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = strategies.build(config)
     with strategies.explained():
         strategies.agree(strategy, agreement.flags(config))
         with strategies.together(strategy):
-            if exported:
-                exporting.check_installed()
-            strategies.check_batch(config, strategy)
-            teachers.check(config)
-            check_initial(config, dataset)
-            dataset = datasets.load(config) if dataset is None else _own(dataset, config)
-            check_begin(config, dataset)
-            if exported:
-                exporting.check_network(config, dataset)
+            dataset = check(config, strategy, dataset)
             notes = strategies.card_notes(config.strategy)
             notes += advice.notes(config, dataset, strategy.num_replicas_in_sync)
         strategies.agree(strategy, agreement.data(config, dataset))
     with strategy.scope(), strategies.explained():  # before there is a directory
         finished = _finished(config, Run(config.output_dir), strategy)
-        given = () if finished else _given_teachers(config, dataset)
+        given = () if finished else given_teachers(config, dataset)
     with _opened(config, strategy) as run:
         if not finished and strategies.is_chief(strategy):
             used = strategies.devices(strategy)
@@ -97,12 +88,40 @@ def train(config: Config, dataset: Dataset | None = None) -> None:
             return
         try:
             examination.examine(run, config, dataset)
-            if exported and not exporting.is_current(run):
+            if _exported(config) and not exporting.is_current(run):
                 exporting.export_run(run, config, dataset)
         finally:  # the training is worth its report in any case
             report.write(run, config)
             print()
             print(report.table(run, config, seconds=time.perf_counter() - start))
+
+
+def check(
+    config: Config, strategy: tf.distribute.Strategy, dataset: Dataset | None = None
+) -> Dataset:
+    """The data set of a training that can begin, as far as that is known without a directory.
+
+    Args:
+        config, dataset: as for `train`.
+        strategy: what it is trained by.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if _exported(config):
+        exporting.check_installed()
+    strategies.check_batch(config, strategy)
+    teachers.check(config)
+    check_initial(config, dataset)
+    dataset = datasets.load(config) if dataset is None else _own(dataset, config)
+    check_begin(config, dataset)
+    if _exported(config):
+        exporting.check_network(config, dataset)
+    return dataset
+
+
+def _exported(config: Config) -> bool:
+    return config.export and config.steps[-1] == (True, True)
 
 
 @contextlib.contextmanager
@@ -221,8 +240,12 @@ def run_callbacks(
     return [*_recipe(config, run, epochs), *stateful, recorder, checkpoint]
 
 
-def _given_teachers(config: Config, dataset: Dataset) -> list:
-    """A function of images for each of --teacher, None for one that is trained here."""
+def given_teachers(config: Config, dataset: Dataset) -> list:
+    """A function of images for each of --teacher, None for one that is trained here.
+
+    Raises:
+        UsageError: one of them cannot teach the network.
+    """
     names = [] if config.loss == "cross_entropy" else config.teacher
     if "self" in names:
         teachers.check_attention(config, dataset)

@@ -4,11 +4,9 @@ Both run in a process that has one core from its start, in turns, on files that 
 memory.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import math
-import multiprocessing
 import os
 import pathlib
 import statistics
@@ -20,13 +18,14 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 
+from larq_adambnn import processes
 from larq_adambnn.data import Dataset, images, mixing
 from larq_adambnn.errors import UsageError
 from larq_adambnn.machine import cores
 from larq_adambnn.runs import datasets
 from larq_adambnn.runs.config import Config
 
-__all__ = ["compare", "main", "make_photographs", "measure", "one_core", "pillow_batches"]
+__all__ = ["compare", "main", "make_photographs", "measure", "pillow_batches"]
 
 _ROUNDS = 5
 _SECONDS = 2.0  # of each measurement in a round
@@ -45,7 +44,15 @@ _MORE = {
 
 
 def main(config: Config) -> None:
-    """Prints what each part of the pipeline takes, and how it compares with Pillow."""
+    """Prints what each part of the pipeline takes, and how it compares with Pillow.
+
+    Raises:
+        UsageError: another data set than a folder, or a system without processes of one core.
+    """
+    if not hasattr(os, "sched_setaffinity"):  # macOS
+        raise UsageError(
+            "--benchmark: expected Linux for data, which is measured in a process of one core"
+        )
     with contextlib.ExitStack() as stack:
         if not config.data_dir:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -101,7 +108,12 @@ def compare(
     Returns:
         Images a second by what was measured, and the median over the rounds of the
         pipeline's images a second over Pillow's.
+
+    Raises:
+        UsageError: the images do not fill a batch.
     """
+    own = datasets.load(config)
+    own.check_batch()
     plain = config.replace(
         crop="random_resized",
         flip=True,
@@ -111,29 +123,14 @@ def compare(
         cutmix=0.0,
         batch_size=min(config.batch_size, _BATCH),
     )
-    with one_core() as process:
+    with processes.pool(core=min(os.sched_getaffinity(0))) as process:
         speeds = process.submit(measure, plain, rounds, seconds).result()
     pairs = zip(speeds[_PIPELINE], speeds[_PILLOW], strict=True)
     ratio = statistics.median(ours / pillow for ours, pillow in pairs)
     result = {name: statistics.median(values) for name, values in speeds.items()}
-    own = datasets.load(config)
     name = f"pipeline as the flags have it, on {cores()} cores"
     result[name] = _speed((len(labels) for _, labels in own.train()), seconds, time.perf_counter)
     return result, ratio
-
-
-def one_core() -> concurrent.futures.ProcessPoolExecutor:
-    """A process on the first of this one's cores.
-
-    TensorFlow there starts as many threads as a core takes; those of a process that is moved to
-    one core would hand work to each other.
-    """
-    return concurrent.futures.ProcessPoolExecutor(
-        1,
-        multiprocessing.get_context("spawn"),
-        os.sched_setaffinity,
-        (0, {min(os.sched_getaffinity(0))}),
-    )
 
 
 def measure(config: Config, rounds: int, seconds: float) -> dict[str, list[float]]:

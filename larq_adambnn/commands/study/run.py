@@ -1,7 +1,6 @@
 """--mode=study: trains the runs of one of the paper's experiments, and sums them up."""
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import pathlib
@@ -11,16 +10,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+import tensorflow as tf
 from tqdm import tqdm
 
-from larq_adambnn import progress
+from larq_adambnn import processes, progress
 from larq_adambnn.commands.study import matrices
 from larq_adambnn.errors import UsageError
-from larq_adambnn.runs import teachers
+from larq_adambnn.runs import strategies, teachers, training
 from larq_adambnn.runs.config import Config
 from larq_adambnn.runs.directory import Run, open_run
 
-__all__ = ["main"]
+__all__ = ["check", "main", "train"]
 
 _POLL_SECONDS = 0.5
 _DIVERGED = "expected a finite loss"  # what a run says whose loss became infinite
@@ -36,8 +36,10 @@ def main(config: Config) -> None:
     """
     rows = matrices.rows(config)
     seeds = range(config.seed, config.seed + config.seeds)
-    for row, seed in itertools.product(rows, seeds):
-        row.config(config, seed, ())  # which says what does not fit, before anything is written
+    every = [row.config(config, seed, ()) for seed in seeds for row in rows]
+    # In a process of its own, since TensorFlow keeps the memory of a GPU until its process ends.
+    with processes.pool() as process:
+        process.submit(check, every[: len(rows)]).result()
     with open_run(config) as directory:
         logs = directory.directory / "logs"
         count = max(row.teacher(config).count("self") for row in rows)
@@ -64,6 +66,16 @@ def main(config: Config) -> None:
         from larq_adambnn.commands.study import tables
 
         tables.write(config, rows, {row.name: runs[row.name] for row in rows})
+
+
+def check(configs: Sequence[Config]) -> None:
+    """Raises UsageError if one of some runs with the same data cannot begin, all of one seed."""
+    dataset = None
+    strategy = strategies.build(configs[0])
+    for config in configs:
+        dataset = training.check(config, strategy, dataset)
+        with strategy.scope():
+            training.given_teachers(config, dataset)
 
 
 def _train_all(configs: Sequence[Config], logs: pathlib.Path, jobs: int) -> None:
@@ -120,30 +132,23 @@ def _stopped_at_the_end(running: dict) -> Iterator[None]:
 
 
 def _start(config: Config, log: pathlib.Path, jobs: int) -> multiprocessing.Process:
-    log.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    process = multiprocessing.get_context("spawn").Process(
-        target=_train, args=(config, log, threads)
-    )
-    process.start()
-    return process
+    return processes.start(log, f"{__name__}:train", config, threads)
 
 
-def _train(config: Config, log: pathlib.Path, threads: int) -> None:
-    """Trains a run in a process of its own, which ends with the process that began it."""
+def train(config: Config, threads: int) -> None:
+    """Trains a run in a process of its own, which ends with the process that began it.
+
+    Args:
+        config: of the run.
+        threads: of TensorFlow, of each kind.
+    """
     os.setpgrp()  # an interrupt of the terminal comes as SIGTERM through the parent
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import tensorflow as tf
-
     progress.show()
     tf.get_logger().setLevel("ERROR")
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    from larq_adambnn.runs import training
-
     try:
         training.train(config)
     except UsageError as error:

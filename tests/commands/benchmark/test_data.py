@@ -1,14 +1,13 @@
 """--benchmark=data: what it prints, and that both sides do the same work."""
 
 import concurrent.futures
-import os
 
 import numpy as np
 import PIL.Image
 import pytest
-import tensorflow as tf
 from photographs import write_folder
 
+from larq_adambnn import processes
 from larq_adambnn.commands import benchmark as benchmarks
 from larq_adambnn.commands.benchmark import data as benchmark
 from larq_adambnn.errors import UsageError
@@ -62,7 +61,7 @@ def test_the_medians_of_rounds(tmp_path, monkeypatch):
     rounds = {benchmark._PIPELINE: [1.0, 6.0, 4.0], benchmark._PILLOW: [2.0, 2.0, 1.0]}
     monkeypatch.setattr(benchmark, "measure", lambda *arguments: rounds)
     monkeypatch.setattr(
-        benchmark, "one_core", lambda: concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        processes, "pool", lambda core: concurrent.futures.ThreadPoolExecutor(max_workers=1)
     )
     config = settings(dataset="image_folder", data_dir=str(tmp_path), image_size=32)
     speeds, ratio = benchmark.compare(config, seconds=0.02)
@@ -70,13 +69,10 @@ def test_the_medians_of_rounds(tmp_path, monkeypatch):
     assert ratio == 3.0
 
 
-def test_a_process_of_one_core():
-    available = os.sched_getaffinity(0)
-    with benchmark.one_core() as process:
-        assert process.submit(os.sched_getaffinity, 0).result() == {min(available)}
-        threads = process.submit(tf.config.threading.get_inter_op_parallelism_threads)
-        assert threads.result() == 0  # so that TensorFlow starts one a core
-    assert os.sched_getaffinity(0) == available
+def test_batches_that_the_images_do_not_fill_are_refused_before_anything_is_measured(tmp_path):
+    config = settings(dataset="image_folder", data_dir=str(write_folder(tmp_path)))
+    with pytest.raises(UsageError, match=r"batch_size: expected at most the 12 .*; received 600"):
+        benchmark.compare(config.replace(batch_size=600))
 
 
 def test_what_is_printed(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """--mode=study: its runs, one after the other, and what they are put together to."""
 
+import concurrent.futures
 import dataclasses
 import shutil
 import signal
@@ -9,6 +10,7 @@ import PIL.Image
 import pytest
 import small
 
+from larq_adambnn import processes
 from larq_adambnn.commands import study
 from larq_adambnn.commands.study import matrices
 from larq_adambnn.errors import UsageError
@@ -70,6 +72,7 @@ def copied(two_step_run, one_step_run, monkeypatch):
 
     monkeypatch.setattr(study.run, "_start", start)
     monkeypatch.setattr(study.run, "_POLL_SECONDS", 0)
+    monkeypatch.setattr(processes, "pool", lambda: concurrent.futures.ThreadPoolExecutor(1))
     return made
 
 
@@ -184,14 +187,21 @@ def test_a_study_from_the_sweep_to_the_table(
         (("--init_from=gone",), "--init_from: expected a run"),
         (("--microbatches=3",), "--microbatches: expected a divisor"),
         (("--loss=distribution", "--teacher=gone"), "--teacher: expected self"),
+        (("--held_out=2000",), "held_out: expected at most 1,437"),
+        (("--held_out=1400", "--train_images=0"), "batch_size: expected at most the 37 training"),
+        (("--train_images=1400",), "train_images: expected"),
+        (("--dataset=nosuch",), "dataset: expected"),
+        (("--dataset=idx", "--data_dir=gone"), "data_dir: expected"),
+        (("--num_classes=7",), "--num_classes: expected 10"),
+        (("--strategy=multi_worker",), "--strategy: expected one or mirrored"),
+        (("--strategy=mirrored", "--devices=GPU:7"), "--devices: expected"),
     ],
 )
 def test_what_does_not_fit_a_study_is_said_before_anything_is_written(
     copied, data_dir, tmp_path, flags, message
 ):
-    settings = config(tmp_path / "study", data_dir, "--mode=study", "--study=order", *flags)
     with pytest.raises(UsageError, match=message):
-        study.main(settings)
+        study.main(config(tmp_path / "study", data_dir, "--mode=study", "--study=order", *flags))
     assert copied == [] and not (tmp_path / "study").exists()
 
 
