@@ -36,10 +36,10 @@ def main(config: Config) -> None:
     """
     rows = matrices.rows(config)
     seeds = range(config.seed, config.seed + config.seeds)
-    every = [row.config(config, seed, ()) for seed in seeds for row in rows]
+    asked = [row.config(config, seed, ()) for seed in seeds for row in rows]
     # In a process of its own, since TensorFlow keeps the memory of a GPU until its process ends.
     with processes.pool() as process:
-        process.submit(check, every[: len(rows)]).result()
+        process.submit(check, asked[: len(rows)]).result()
     with open_run(config) as directory:
         logs = directory.directory / "logs"
         count = max(row.teacher(config).count("self") for row in rows)
