@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import glob
+import importlib
 import os
 import platform
 import subprocess
@@ -10,7 +11,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
-__all__ = ["cores", "give_back", "has_nvidia_card", "notes_aside", "processor", "quiet"]
+__all__ = [
+    "cores",
+    "give_back",
+    "has_nvidia_card",
+    "import_tensorflow",
+    "notes_aside",
+    "processor",
+    "quiet",
+]
 
 # Keeps the last of what it reads, and tells it unless it ends with a zero
 _KEEPER = """
@@ -95,6 +104,12 @@ def quiet() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(saved, 2)
             os.close(saved)
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow without what it and CUDA say then; later it tells errors alone."""
+    with quiet():
+        importlib.import_module("tensorflow").get_logger().setLevel("ERROR")
 
 
 @contextlib.contextmanager

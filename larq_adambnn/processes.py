@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 
-from larq_adambnn.machine import quiet
+from larq_adambnn.machine import import_tensorflow
 
 __all__ = ["pool", "start"]
 
@@ -26,8 +26,7 @@ def pool(core: int | None = None) -> concurrent.futures.ProcessPoolExecutor:
 def _begin(core: int | None) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
-    with quiet():
-        importlib.import_module("tensorflow").get_logger().setLevel("ERROR")
+    import_tensorflow()
 
 
 def start(log: pathlib.Path, name: str, *arguments) -> multiprocessing.Process:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from larq_adambnn.errors import UsageError
 from larq_adambnn.files import explain
-from larq_adambnn.machine import notes_aside, quiet
+from larq_adambnn.machine import import_tensorflow, notes_aside, quiet
 from larq_adambnn.runs.config import Config, parse
 
 __all__ = ["main", "run"]
@@ -84,8 +84,7 @@ def _main(arguments: list[str]) -> int:
         _check_texts(config)
         module = _MODULES.get(config.mode, config.mode)
         with _uncollected():
-            with quiet():
-                importlib.import_module("tensorflow").get_logger().setLevel("ERROR")
+            import_tensorflow()
             from larq_adambnn import progress
             from larq_adambnn.runs import strategies
 

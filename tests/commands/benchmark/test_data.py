@@ -1,6 +1,7 @@
 """--benchmark=data: what it prints, and that both sides do the same work."""
 
 import concurrent.futures
+import os
 
 import numpy as np
 import PIL.Image
@@ -60,13 +61,20 @@ def test_the_medians_of_rounds(tmp_path, monkeypatch):
     benchmark.make_photographs(tmp_path, 16)
     rounds = {benchmark._PIPELINE: [1.0, 6.0, 4.0], benchmark._PILLOW: [2.0, 2.0, 1.0]}
     monkeypatch.setattr(benchmark, "measure", lambda *arguments: rounds)
-    monkeypatch.setattr(
-        processes, "pool", lambda core: concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    )
+    available, asked = os.sched_getaffinity(0), []
+
+    def pool(core):
+        asked.append(core)
+        return concurrent.futures.ThreadPoolExecutor(max_workers=1)
+
+    monkeypatch.setattr(processes, "pool", pool)
     config = settings(dataset="image_folder", data_dir=str(tmp_path), image_size=32)
     speeds, ratio = benchmark.compare(config, seconds=0.02)
     assert list(speeds.values())[:2] == [4.0, 2.0]
     assert ratio == 3.0
+    assert asked == [min(available)]
+    assert list(speeds)[2].endswith(f"on {len(available)} cores")
+    assert os.sched_getaffinity(0) == available
 
 
 def test_batches_that_the_images_do_not_fill_are_refused_before_anything_is_measured(tmp_path):
