@@ -18,7 +18,7 @@ from larq_adambnn.arguments import (
     optional,
     whole,
 )
-from larq_adambnn.kernels.arithmetic import sums_by_channel
+from larq_adambnn.kernels.arithmetic import add_scaled, sums_by_channel
 
 __all__ = [
     "SGD",
@@ -258,9 +258,9 @@ class _Groups:
         if not self.decays(variable):
             return gradient
         shared = self._shared(gradient.dtype)
-        decay = shared["weight_decay"] * variable
         if not self.decoupled:
-            return gradient + decay
+            return add_scaled(gradient, shared["weight_decay"], variable)
+        decay = shared["weight_decay"] * variable
         decay *= self._learning_rate_of(variable, gradient.dtype)
         with tf.control_dependencies([variable.assign_sub(decay)]):
             return tf.identity(gradient)

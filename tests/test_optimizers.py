@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from larq_adambnn import checkpoints, losses, models, optimizers
+from larq_adambnn.kernels import arithmetic
 
 SHAPES = {"conv/kernel": (3, 3, 2, 4), "rsign/shift": (4,), "bn/gamma": (4,), "fc/kernel": (4, 3)}
 DECAYED = ("conv/kernel", "rsign/shift")  # what the published rule takes
@@ -378,7 +379,10 @@ def by_hand(model, images, targets, decays, rate=0.01):
     return model.get_weights()
 
 
-def test_callback_sets_the_decay_in_a_running_fit():
+@pytest.mark.parametrize("large", [1, 2**16])
+def test_callback_sets_the_decay_in_a_running_fit(large, monkeypatch):
+    monkeypatch.setattr(arithmetic, "_LARGE", large)
+
     class Decay(tf.keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             self.model.optimizer.weight_decay.assign([0.1, 0.0, 1.0][epoch])

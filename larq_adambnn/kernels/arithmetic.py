@@ -4,7 +4,27 @@ import tensorflow as tf
 
 from larq_adambnn import kernels
 
-__all__ = ["select", "sums_by_channel"]
+__all__ = ["add_scaled", "select", "sums_by_channel"]
+
+_LARGE = 2**16  # values from which on a branch costs less than an addition
+
+
+def add_scaled(x: tf.Tensor, factor: tf.Tensor, y: tf.Tensor | tf.Variable) -> tf.Tensor:
+    """``x + factor * y``.
+
+    Tuned, it is x where the factor is 0, and a large y is not even read then.
+
+    Args:
+        x: any shape.
+        factor: scalar of x's dtype.
+        y: of x's shape and dtype.
+
+    Returns:
+        Tensor of x's shape and dtype.
+    """
+    if not kernels.tuned() or (x.shape.num_elements() or 0) < _LARGE:
+        return x + factor * y
+    return tf.cond(factor != 0, lambda: x + factor * y, lambda: x)
 
 
 def sums_by_channel(*tensors: tf.Tensor) -> list[tf.Tensor]:

@@ -1,11 +1,13 @@
 """Sums and selections against NumPy, tuned and plain."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from larq_adambnn import kernels
-from larq_adambnn.kernels.arithmetic import select, sums_by_channel
+from larq_adambnn.kernels.arithmetic import add_scaled, select, sums_by_channel
 from larq_adambnn.quantizers import scaled_sign
 
 
@@ -78,3 +80,22 @@ def test_select_and_its_gradients(dtype):
 def test_select_of_16_bits_goes_by_way_of_32_only_where_tuned(tuned, dtype, narrow):
     kinds = operators(lambda x, y: select(x > 0, x, y), (5, 7), (5, 7), dtype=dtype)
     assert ("Cast" in kinds) == (tuned and narrow)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 2, 128, 128)], ids=["small", "large"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_add_scaled(shape, dtype):
+    x, y = tf.cast(np.random.default_rng(0).normal(size=(2, *shape)), dtype)
+    variable = tf.Variable(y)
+    graph = tf.function(lambda factor: add_scaled(x, factor, variable))
+    for number in (0.0, 0.5, -2.0):
+        factor = tf.constant(number, dtype)
+        for received in (graph(factor), add_scaled(x, factor, variable)):
+            np.testing.assert_array_equal(received, x + factor * y)
+
+
+def test_what_is_not_added_is_not_computed(tuned):
+    """With a factor of 0 even a y that is not finite does not show, as in PyTorch's decay."""
+    x = tf.ones((2, 2, 128, 128))
+    received = tf.function(add_scaled)(x, tf.constant(0.0), math.inf * x)
+    np.testing.assert_array_equal(received, x if tuned else math.nan * x)
