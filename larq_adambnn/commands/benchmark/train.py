@@ -32,6 +32,7 @@ __all__ = ["Contender", "contenders", "epoch_times", "main", "operator_times", "
 
 _WARM_UP, _ROUNDS = 2, 10  # iterations of each network
 _LISTED = 8
+_PATIENCE = 10  # seconds for a process to end by itself
 _EPOCHS = 3  # of which the one in the middle counts: it neither traces nor finishes the run
 _OURS = "larq_adambnn"
 _RIVALS = {  # options of `twin.Training`
@@ -148,7 +149,10 @@ def contenders(config: Config, step: int, names) -> Iterator[dict[str, Contender
                 found[name].ask("iteration")
         yield found
     finally:
+        for contender in found.values():
+            contender.connection.close()  # upon which its process ends, with what it has begun
         for process in processes:
+            process.join(_PATIENCE)
             process.terminate()
             process.join()
         folder.cleanup()
@@ -244,8 +248,8 @@ def _serve(connection, name: str, folder: str, *sizes) -> None:
         "work": lambda: iteration.work(),
         "limits": lambda: iteration.limits(),
     }
-    connection.send(first)
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, ConnectionError):
+        connection.send(first)
         while True:
             connection.send(requests[connection.recv()]())
 
