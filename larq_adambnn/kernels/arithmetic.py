@@ -12,7 +12,7 @@ _LARGE = 2**16  # values from which on a branch costs less than an addition
 def add_scaled(x: tf.Tensor, factor: tf.Tensor, y: tf.Tensor | tf.Variable) -> tf.Tensor:
     """``x + factor * y``.
 
-    Tuned, it is x where the factor is 0, and a large y is not even read then.
+    Tuned, large tensors are left as they are where the factor is 0: it is x, and y is not read.
 
     Args:
         x: any shape.
