@@ -148,11 +148,12 @@ def contenders(config: Config, step: int, names) -> Iterator[dict[str, Contender
             for _ in range(_WARM_UP):
                 found[name].ask("iteration")
         yield found
-    finally:
         for contender in found.values():
-            contender.connection.close()  # upon which its process ends, with what it has begun
+            contender.connection.close()  # upon which its process ends, with those it has begun
         for process in processes:
             process.join(_PATIENCE)
+    finally:
+        for process in processes:
             process.terminate()
             process.join()
         folder.cleanup()
@@ -248,8 +249,8 @@ def _serve(connection, name: str, folder: str, *sizes) -> None:
         "work": lambda: iteration.work(),
         "limits": lambda: iteration.limits(),
     }
-    with contextlib.suppress(EOFError, ConnectionError):
-        connection.send(first)
+    connection.send(first)
+    with contextlib.suppress(EOFError):
         while True:
             connection.send(requests[connection.recv()]())
 
