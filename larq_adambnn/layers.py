@@ -9,7 +9,7 @@ import larq as lq
 import tensorflow as tf
 
 from larq_adambnn.arguments import FLAG, expect, instance
-from larq_adambnn.kernels.arithmetic import select, sums_by_channel
+from larq_adambnn.kernels import activations
 from larq_adambnn.kernels.convolution import convolve
 from larq_adambnn.quantizers import ApproxSign, ScaledSign, Switchable
 
@@ -52,19 +52,9 @@ class Shift(tf.keras.layers.Layer):
         self.shift = self.add_weight("shift", shape=input_shape[-1:], initializer="zeros")
         super().build(input_shape)
 
-    def call(self, inputs):
-        return shift(inputs, tf.convert_to_tensor(self.shift))
-
-
-@tf.autograph.experimental.do_not_convert
-@tf.custom_gradient
-def shift(x: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """`tf.nn.bias_add` of x (..., C) and bias (C,) with a gradient of `sums_by_channel`."""
-
-    def grad(dy):
-        return dy, *sums_by_channel(dy)
-
-    return tf.nn.bias_add(x, bias), grad
+    def call(self, inputs, training=None):
+        bias = tf.convert_to_tensor(self.shift)
+        return activations.shift(inputs, bias, training=training is True)
 
 
 @tf.keras.utils.register_keras_serializable(package="larq_adambnn")
@@ -84,32 +74,9 @@ class RPReLU(tf.keras.layers.Layer):
         self.shift_out = weight("shift_out", "zeros")
         super().build(input_shape)
 
-    def call(self, inputs):
-        parameters = (self.shift_in, self.slope, self.shift_out)
-        return rprelu(inputs, *map(tf.convert_to_tensor, parameters))
-
-
-@tf.autograph.experimental.do_not_convert
-@tf.custom_gradient
-def rprelu(x: tf.Tensor, shift_in: tf.Tensor, slope: tf.Tensor, shift_out: tf.Tensor) -> tf.Tensor:
-    """``PReLU(x + shift_in) + shift_out`` with few passes over memory, forward and backward.
-
-    Args:
-        x: (..., C).
-        shift_in, slope, shift_out: (C,), of x's dtype.
-
-    Returns:
-        Tensor of x's shape and dtype.
-    """
-    x = tf.nn.bias_add(x, shift_in)
-    factor = select(x > 0, tf.ones([], x.dtype), slope)
-
-    def grad(dy):
-        dx = dy * factor
-        negative = dy * tf.minimum(x, tf.zeros([], x.dtype))
-        return dx, *sums_by_channel(dx, negative, dy)
-
-    return tf.nn.bias_add(x * factor, shift_out), grad
+    def call(self, inputs, training=None):
+        parameters = map(tf.convert_to_tensor, (self.shift_in, self.slope, self.shift_out))
+        return activations.rprelu(inputs, *parameters, training=training is True)
 
 
 @contextlib.contextmanager

@@ -10,13 +10,13 @@ import larq as lq
 import tensorflow as tf
 
 from larq_adambnn.arguments import FLAG, Kind, expect, number
+from larq_adambnn.kernels import activations
 from larq_adambnn.kernels.arithmetic import select, sums_by_channel
 
 __all__ = ["ApproxSign", "ScaledSign", "Switchable", "approx_sign", "scaled_sign"]
 
 
-@tf.autograph.experimental.do_not_convert  # there is nothing to convert, and it takes long
-def approx_sign(x: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
+def approx_sign(x: tf.Tensor, clip: float = 1.0, *, training: bool = False) -> tf.Tensor:
     """Binary activations with Bi-Real Net's gradient (arXiv 1808.00278, section 3.3).
 
     Forward: ``sign(x)`` with ``sign(0) = +1`` (PyTorch: 0).  Gradient: ``(2 - 2|x|) dy``
@@ -26,19 +26,12 @@ def approx_sign(x: tf.Tensor, clip: float = 1.0) -> tf.Tensor:
     Args:
         x: any shape.
         clip: how far from 0 the gradient reaches.
+        training: whether the call is one of a training, where another form may be the faster one.
 
     Returns:
         Tensor of x's shape and dtype.
     """
-
-    @tf.custom_gradient
-    def sign(x):
-        def grad(dy):
-            return tf.nn.relu(2 / clip - 2 / clip**2 * tf.abs(x)) * dy
-
-        return lq.math.sign(x), grad
-
-    return sign(x)
+    return activations.sign(x, clip, training=training)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -111,8 +104,8 @@ class ApproxSign(_Clipped, lq.quantizers.ApproxSign):
     no other clip than 1.
     """
 
-    def call(self, inputs):
-        return approx_sign(inputs, self.clip)
+    def call(self, inputs, training=None):
+        return approx_sign(inputs, self.clip, training=training is True)
 
 
 @lq.utils.register_keras_custom_object
@@ -165,7 +158,7 @@ class Switchable(lq.quantizers.Quantizer):
         """Bits of the output: the quantizer's when on, else 32."""
         return getattr(self.quantizer, "precision", None) if self.on else 32
 
-    def call(self, inputs):
+    def call(self, inputs, training=None):  # Keras gives it to the quantizer, if that takes it
         return self.quantizer(inputs) if self.on else inputs
 
     def get_config(self):

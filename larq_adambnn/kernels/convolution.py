@@ -13,6 +13,7 @@ __all__ = ["convolve", "kernel_gradient"]
 
 # Weights of a kernel from which on `kernel_gradient` is the faster one: more than caches hold.
 _LARGE_KERNEL = 2**22
+_MANY_POSITIONS = 2**10  # of a map; of 16 bits with more of them oneDNN multiplies matrices slowly
 
 
 def convolve(
@@ -35,7 +36,6 @@ def convolve(
     """
     if (
         None in inputs.shape[1:3]
-        or layer.kernel_size == (1, 1)
         or (layer.data_format, layer.dilation_rate, layer.groups) != ("channels_last", (1, 1), 1)
         or not kernels.tuned()
     ):
@@ -44,7 +44,11 @@ def convolve(
     padding = layer.padding.upper()
     if training and layer.strides == (1, 1) and winograd.pays(inputs, kernel, padding):
         return winograd.conv2d(inputs, kernel, padding)
-    if kernel.shape.num_elements() < _LARGE_KERNEL:
+    if layer.kernel_size == (1, 1):
+        pays = training and layer.strides == (1, 1) and _single_product_pays(inputs)
+    else:
+        pays = kernel.shape.num_elements() >= _LARGE_KERNEL
+    if not pays:
         return plain(inputs, kernel)
 
     @tf.custom_gradient
@@ -59,6 +63,11 @@ def convolve(
     return convolution(inputs, kernel)
 
 
+def _single_product_pays(x: tf.Tensor) -> bool:
+    """Whether one matrix product is the faster gradient of a 1 x 1 kernel, for x (B, H, W, C)."""
+    return x.dtype.size >= 4 or x.shape[1:3].num_elements() <= _MANY_POSITIONS
+
+
 def kernel_gradient(
     x: tf.Tensor,
     dy: tf.Tensor,
@@ -68,7 +77,8 @@ def kernel_gradient(
 ) -> tf.Tensor:
     """Gradient of a 2D convolution's kernel as one matrix product for each of its positions.
 
-    On a CPU faster than TensorFlow's for large kernels, of which its own adds up copies.
+    On a CPU faster than TensorFlow's for large kernels, of which its own adds up copies, and for
+    those of 1 x 1.
 
     Args:
         x: input of the convolution, (B, H, W, C).
@@ -79,6 +89,9 @@ def kernel_gradient(
     Returns:
         Tensor of shape (*kernel_size, C, K).
     """
+    if (*kernel_size, *strides) == (1, 1, 1, 1):
+        product = tf.matmul(*(tf.reshape(y, [-1, y.shape[-1]]) for y in (x, dy)), transpose_a=True)
+        return tf.reshape(product, [1, 1, x.shape[-1], dy.shape[-1]])
     spans = [(size - 1) * stride + 1 for size, stride in zip(dy.shape[1:3], strides, strict=True)]
     if padding == "SAME":
         sizes = zip(x.shape[1:3], kernel_size, strides, strict=True)

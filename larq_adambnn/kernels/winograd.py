@@ -14,6 +14,7 @@ __all__ = ["SCOPE", "conv2d", "pays"]
 
 SCOPE = "winograd"  # in the names of its operators
 _TAPS = 3  # side of a kernel
+_KEPT = 2**25  # values of transformed kernels that are kept for the gradients at most
 _CHANNELS = 64  # from which on the products outweigh the transforms
 # By the side of a tile of outputs the points of evaluation beside infinity.  Of those tried they
 # have the smallest errors in float32: the convolution's own for 2 and 3, 2 and 4 times that for 4
@@ -74,14 +75,68 @@ def conv2d(x: tf.Tensor, w: tf.Tensor, padding: str) -> tf.Tensor:
         tiles = tf.reshape(tf.transpose(tiles, [1, 3, 2, 0, 4]), [rows.points, width, -1])
         tiles = tf.reshape(constant(columns.split) @ tiles, [points, -1, channels])
         taps = constant(np.kron(rows.taps, columns.taps))
-        kernels = taps @ tf.reshape(w, [_TAPS**2, -1])
-        products = tiles @ tf.reshape(kernels, [points, channels, filters])
+        products = _products(tiles, tf.reshape(w, [_TAPS**2, channels, filters]), taps)
         join = constant(np.kron(rows.join, columns.join))
         y = join @ tf.reshape(products, [points, -1])
         y = tf.reshape(y, [rows.tile, columns.tile, columns.tiles, rows.tiles, -1, filters])
         y = tf.transpose(y, [4, 3, 0, 2, 1, 5])
         y = tf.reshape(y, [-1, rows.tiles * rows.tile, columns.tiles * columns.tile, filters])
         return tf.slice(y, [0, 0, 0, 0], [-1, rows.outputs, columns.outputs, -1])
+
+
+def _products(tiles: tf.Tensor, w: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
+    """The products of tiles with transformed kernels.  Large ones are not kept for the gradients.
+
+    Large kernels are transformed in parts of the filters, one after the other and again for the
+    gradients, so that memory holds one part.
+
+    Args:
+        tiles: (P, tiles, C).
+        w: kernels (9, C, K).
+        taps: matrix (P, 9) that transforms them.
+
+    Returns:
+        Tensor (P, tiles, K).
+    """
+    points, filters = taps.shape[0], w.shape[-1]
+
+    def transformed(w):
+        return tf.reshape(taps @ tf.reshape(w, [_TAPS**2, -1]), [points, *w.shape[1:]])
+
+    parts = points * w.shape[1:].num_elements() // _KEPT + 1
+    if parts == 1:
+        return tiles @ transformed(w)
+    sizes = [len(part) for part in np.array_split(range(filters), parts)]
+
+    @tf.custom_gradient
+    def products(tiles, w):
+        def grad(dy):
+            d_tiles, dw = [], []
+            with tf.name_scope(f"{SCOPE}/"):  # the same one
+                for part, dy_part in zip(split(w), split(dy), strict=True):
+                    kernels = transformed(_after([dy, *dw], part))
+                    d_tiles.append(tf.matmul(dy_part, kernels, transpose_b=True))
+                    d_kernels = tf.matmul(_after(d_tiles, tiles), dy_part, transpose_a=True)
+                    d_kernels = tf.reshape(d_kernels, [points, -1])
+                    d_part = tf.matmul(taps, d_kernels, transpose_a=True)
+                    dw.append(tf.reshape(d_part, part.shape))
+                return tf.add_n(d_tiles), tf.concat(dw, -1)
+
+        y = []
+        for part in split(w):
+            y.append(tiles @ transformed(_after([tiles, *y], part)))
+        return tf.concat(y, -1), grad
+
+    def split(tensor):
+        return tf.split(tensor, sizes, axis=-1)
+
+    return products(tiles, w)
+
+
+def _after(tensors: list[tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+    """x once others have been computed."""
+    with tf.control_dependencies(tensors):
+        return tf.identity(x)
 
 
 class _Axis:

@@ -86,3 +86,28 @@ def test_it_is_for_maps_that_have_an_output(side, padding):
     w = tf.TensorSpec((3, 3, 64, 64))
     assert winograd.pays(tf.TensorSpec((8, side, side, 64)), w, padding)
     assert not winograd.pays(tf.TensorSpec((8, side - 1, side, 64)), w, padding)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_large_kernels_are_transformed_in_parts_and_again_for_the_gradients(monkeypatch, parts):
+    x, w, dy = arrays((3, 7, 8, 6), 5, "SAME")
+    ours = gradients(lambda x, w: winograd.conv2d(x, w, "SAME"), x, w, dy)
+    values = 36 * 6 * 5  # 7 x 8 in tiles of 4 x 4 have 36 points
+    monkeypatch.setattr(winograd, "_KEPT", values // parts + 1)
+
+    @tf.function
+    def call(x, w, dy):
+        return gradients(lambda x, w: winograd.conv2d.python_function(x, w, "SAME"), x, w, dy)
+
+    for our, their in zip(call(x, w, dy), ours, strict=True):
+        np.testing.assert_allclose(our, their, rtol=0, atol=1e-13 * np.abs(their).max())
+    operations = call.get_concrete_function(x, w, dy).graph.get_operations()
+    products = [operation for operation in operations if "MatMul" in operation.type]
+    assert all(winograd.SCOPE in operation.name.split("/") for operation in products)
+    sizes = [
+        operation.outputs[0].shape[1]
+        for operation in products
+        if operation.inputs[0].shape == (36, 9) and operation.outputs[0].shape[0] == 36
+    ]
+    # 6 channels by the filters of a part
+    assert sizes == {1: [30], 2: [18, 12] * 2, 3: [12, 12, 6] * 2}[parts]

@@ -20,6 +20,7 @@ _FREE = (
 # Products of matrices, and what says whether the first one is transposed
 _TRANSPOSED = {"MatMul": "transpose_a", "BatchMatMulV2": "adj_x", "BatchMatMulV3": "adj_x"}
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_COMPILED = "_XlaMustCompile"  # attribute of those that XLA compiles
 
 
 def work(graph: tf.Graph, ran: Collection[str] | None = None) -> tuple[float, float]:
@@ -27,7 +28,8 @@ def work(graph: tf.Graph, ran: Collection[str] | None = None) -> tuple[float, fl
 
     An operator is taken to read each of its inputs and to write each of its outputs once, and an
     optimizer's to read and to write its variables.  Numbers and booleans count, integers do not.
-    Winograd's convolutions count with the products that they consist of, and those alone.
+    Winograd's convolutions count with the products that they consist of, and those alone, and what
+    XLA compiles as one operator.
 
     Args:
         graph: of a traced function. What has no static shape and what is in a branch is left out.
@@ -38,7 +40,9 @@ def work(graph: tf.Graph, ran: Collection[str] | None = None) -> tuple[float, fl
     for name, operator in _operators(graph):
         if (found := _flops(operator)) is not None:
             flops += found
-        elif winograd.SCOPE not in name.split("/") and (ran is None or name in ran):
+        elif winograd.SCOPE not in name.split("/") and (
+            ran is None or name in ran or operator.type in _CALLS
+        ):
             inputs = {tensor.ref(): tensor for tensor in operator.inputs}
             size += sum(map(_bytes, [*inputs.values(), *operator.outputs]))
     return flops, size
@@ -48,7 +52,7 @@ def _operators(graph: tf.Graph, scope: str = "") -> Iterator[tuple[str, tf.Opera
     """The operators with the names that they have where functions are put into the graph."""
     for operator in graph.get_operations():
         name = scope + operator.name
-        if operator.type in _CALLS:
+        if operator.type in _CALLS and not operator.node_def.attr[_COMPILED].b:
             called = graph._get_function(operator.get_attr("f").name).graph
             yield from _operators(called, f"{name}/")
         elif operator.type not in _FREE:

@@ -50,6 +50,8 @@ _HOOKS = (
     "on_test_begin",
     "on_test_end",
 )
+# The event of an operator that takes a callback; in a training those that XLA compiled
+_LAUNCH = "ExecutorState::ProcessAsync::Start"
 _MATRIX = ("Conv2D", "DepthwiseConv", "MatMul")  # what a kernel's name has that multiplies matrices
 
 
@@ -378,8 +380,11 @@ def _executed(function: Callable[[], object]) -> Iterator[tuple[str, str, float]
         for line in plane.lines:
             for event in line.events:
                 # An operator's event is called NAME:KIND, others have C++ names.
-                name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
-                if name and kind.isidentifier() and not name.endswith(":"):
+                event_name = plane.event_metadata[event.metadata_id].name
+                name, _, kind = event_name.rpartition(":")
+                if event_name == _LAUNCH:
+                    yield "", "XlaLaunch", event.duration_ps / 1e12
+                elif name and kind.isidentifier() and not name.endswith(":"):
                     yield name, kind, event.duration_ps / 1e12
 
 

@@ -189,6 +189,22 @@ def test_an_optimizer_moves_its_variables_and_what_is_not_executed_moves_nothing
     assert roofline.work(graph)[1] >= adam + 4 * 2 * 77
 
 
+def test_what_xla_compiles_is_one_operator():
+    @tf.function(jit_compile=True)
+    def compiled(x, y):
+        return tf.nn.relu(x + y) * x
+
+    @tf.function
+    def step(x, y):
+        return compiled(x, y)
+
+    x = tf.ones([7, 11])
+    events = [(name, kind) for name, kind, _ in train._executed(lambda: step(x, x + 1))]
+    assert ("", "XlaLaunch") in events
+    graph = step.get_concrete_function(x, x).graph
+    assert roofline.work(graph) == roofline.work(graph, set()) == (0, 3 * 4 * 7 * 11)
+
+
 def test_products_of_an_unknown_size_are_left_out():
     def product(x, kernel):
         return tf.nn.conv2d(x, kernel, 1, "SAME"), tf.matmul(x, x, output_type=tf.float32)
