@@ -34,11 +34,11 @@ def images(*shape):
     return tf.constant(np.random.default_rng(0).normal(size=shape))
 
 
-def gradients(cls, x, filters, training=None, **options):
+def gradients(cls, x, filters, training=None, *, size=3, **options):
     """Output and gradients of a convolution layer with binary inputs and kernels."""
     layer = cls(
         filters,
-        3,
+        size,
         padding="same",
         use_bias=False,
         input_quantizer=quantizers.Switchable(quantizers.ApproxSign()),
@@ -72,6 +72,26 @@ def test_a_large_kernel_changes_no_gradient(
     ours = gradients(layers.BinaryConv2D, x, filters, False, **options)
     assert calls == ["kernel_gradient"] * (large and tuned)
     assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("side", [5, 33])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_kernels_of_one_pixel_have_one_product_as_gradient(
+    tuned, calls, strides, training, side, dtype
+):
+    """Where it is faster: not for 16 bits and more than 32 x 32 positions."""
+    x = tf.cast(images(2, side, side, 3), dtype)
+    theirs = gradients(lq.layers.QuantConv2D, x, 4, size=1, strides=strides)
+    assert not calls
+    ours = gradients(layers.BinaryConv2D, x, 4, training, size=1, strides=strides)
+    pays = strides == 1 and training and (side == 5 or dtype != "bfloat16")
+    assert calls == ["kernel_gradient"] * (pays and tuned)
+    limit = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2e-2}[dtype]
+    for our, their in zip(ours, theirs, strict=True):
+        our, their = (tf.cast(array, tf.float64).numpy() for array in (our, their))
+        np.testing.assert_allclose(our, their, rtol=0, atol=limit * np.abs(their).max())
 
 
 @pytest.mark.parametrize("pad_values", [0.0, 1.0])
@@ -108,15 +128,16 @@ def test_winograds_convolution_is_for_training_and_what_it_can_compute(
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
 @pytest.mark.parametrize("size", [(7, 8), (6, 5), (3, 3)])
-def test_kernel_gradient_is_tensorflows(size, strides, padding):
+@pytest.mark.parametrize("kernel_size", [(3, 3), (1, 1), (1, 3)])
+def test_kernel_gradient_is_tensorflows(size, strides, padding, kernel_size):
     rng = np.random.default_rng(0)
     x = tf.constant(rng.normal(size=(2, *size, 5)))
-    kernel = tf.constant(rng.normal(size=(3, 3, 5, 4)))
+    kernel = tf.constant(rng.normal(size=(*kernel_size, 5, 4)))
     with tf.GradientTape() as tape:
         tape.watch(kernel)
         y = tf.nn.conv2d(x, kernel, strides, padding)
     dy = tf.constant(rng.normal(size=y.shape))
-    gradient = convolution.kernel_gradient(x, dy, (3, 3), strides, padding)
+    gradient = convolution.kernel_gradient(x, dy, kernel_size, strides, padding)
     np.testing.assert_allclose(gradient, tape.gradient(y, kernel, dy), rtol=1e-12, atol=1e-12)
 
 
