@@ -15,13 +15,8 @@ from larq_adambnn.kernels.fusion import fused, pays
 
 __all__ = ["rprelu", "shift", "sign"]
 
-_LARGE = 2**15  # values an image from which on what is saved outweighs the calls of XLA
 _TERMS = 8  # that a pass adds up at most
 _RECIPE = "larq_adambnn_recipe"  # attribute of a tensor: the function and arguments that give it
-
-
-def _fuses(x: tf.Tensor, training: bool) -> bool:
-    return pays(x.shape[1:].num_elements(), _LARGE, training)
 
 
 def _remember(y: tf.Tensor, function: Callable, *arguments: tf.Tensor) -> tf.Tensor:
@@ -50,7 +45,7 @@ def shift(x: tf.Tensor, bias: tf.Tensor, *, training: bool = False) -> tf.Tensor
         Tensor of x's shape and dtype.
     """
     y = _shift(x, bias)
-    return _remember(y, _add, x, bias) if _fuses(x, training) else y
+    return _remember(y, _add, x, bias) if pays(x, training=training) else y
 
 
 @tf.autograph.experimental.do_not_convert
@@ -85,7 +80,7 @@ def rprelu(
         Tensor of x's shape and dtype.
     """
     parameters = shift_in, slope, shift_out
-    if not _fuses(x, training):
+    if not pays(x, training=training):
         return _plain_rprelu(x, *parameters)
     return _remember(_fused_rprelu(x, *parameters), _rprelu, x, *parameters)
 
@@ -145,7 +140,7 @@ def sign(x: tf.Tensor, clip: float, *, training: bool = False) -> tf.Tensor:
     """
     form, bias = _identity, ()
     function, arguments = _identity, (x,)
-    if _fuses(x, training):
+    if pays(x, training=training):
         form = fused
         function, arguments = _recipe(x)
         if function is _add:

@@ -10,17 +10,15 @@ from larq_adambnn import kernels
 __all__ = ["fused", "pays"]
 
 
-def pays(values: int | None, least: int, training: bool) -> bool:
-    """Whether to use the form that `fused` gives.
+_LARGE = 2**15  # values an image from which on what is saved outweighs the calls of XLA
+
+
+def pays(x: tf.Tensor, *, training: bool) -> bool:
+    """Whether to use the form that `fused` gives for x (B, ...).
 
     Without training it is always the plain one: a .tflite is made of it, and rounds as it does.
-
-    Args:
-        values: of a tensor, or of one image of it; None where that is not known.
-        least: from which on what is saved outweighs the calls of XLA.
-        training: whether the call is one of a training.
     """
-    large = values is not None and values >= least
+    large = (x.shape[1:].num_elements() or 0) >= _LARGE
     return training and large and tf.test.is_built_with_xla() and kernels.tuned()
 
 

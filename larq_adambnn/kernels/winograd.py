@@ -108,6 +108,9 @@ def _products(tiles: tf.Tensor, w: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
         return tiles @ transformed(w)
     sizes = [len(part) for part in np.array_split(range(filters), parts)]
 
+    def split(tensor):
+        return tf.split(tensor, sizes, axis=-1)
+
     @tf.custom_gradient
     def products(tiles, w):
         def grad(dy):
@@ -126,9 +129,6 @@ def _products(tiles: tf.Tensor, w: tf.Tensor, taps: tf.Tensor) -> tf.Tensor:
         for part in split(w):
             y.append(tiles @ transformed(_after([tiles, *y], part)))
         return tf.concat(y, -1), grad
-
-    def split(tensor):
-        return tf.split(tensor, sizes, axis=-1)
 
     return products(tiles, w)
 

@@ -7,14 +7,14 @@ import pytest
 import tensorflow as tf
 
 from larq_adambnn import kernels, layers
-from larq_adambnn.kernels import activations
+from larq_adambnn.kernels import activations, fusion
 from larq_adambnn.quantizers import ApproxSign, approx_sign
 
 
 @pytest.fixture(params=[True, False], ids=["fused", "plain"], autouse=True)
 def fused(request, monkeypatch):
     monkeypatch.setattr(kernels, "tuned", lambda: True)
-    monkeypatch.setattr(activations, "_LARGE", 1 if request.param else 2**60)
+    monkeypatch.setattr(fusion, "_LARGE", 1 if request.param else 2**60)
     return request.param
 
 
@@ -106,19 +106,21 @@ def test_zeros_infinities_and_no_numbers():
     np.testing.assert_array_equal(y, [[0, 0, 1e-300, -5e-301, np.inf, -np.inf, np.nan]])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_floats_of_16_bits(dtype, fused):
-    """Compiled they are rounded once."""
+@pytest.mark.parametrize("dtype, step", [("float16", 2.0**-10), ("bfloat16", 2.0**-7)])
+def test_floats_of_16_bits(dtype, step, fused):
+    """Compiled they are rounded once, and else at each of four operations."""
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=shape) for shape in [(2, 8, 8, 4), (4,), (4,), (4,)]]
     arguments = [tf.cast(array, dtype) for array in arrays]
     exact = [tf.cast(argument, tf.float64).numpy() for argument in arguments]
     y = activations.rprelu(*arguments, training=True)
     assert y.dtype == dtype
-    step = tf.as_dtype(dtype).as_numpy_dtype(1.0)
-    step = float(np.nextafter(np.float16(1), np.float16(2)) - 1) if dtype == "float16" else 2.0**-7
-    error = np.abs(tf.cast(y, tf.float64) - rprelu(*exact)) / np.abs(rprelu(*exact))
-    assert error.max() <= (step / 2 * 1.001 if fused else np.inf)
+    expected = rprelu(*exact)
+    error = np.abs(tf.cast(y, tf.float64) - expected)
+    x, shift_in, slope, shift_out = map(np.abs, exact)
+    terms = (x + shift_in) * np.maximum(1, slope) + shift_out
+    limit = step / 2 * 1.001 * np.abs(expected) if fused else 4 * step / 2 * 1.01 * terms
+    assert (error <= limit).all()
     s = approx_sign(activations.shift(y, arguments[1], training=True), training=True)
     z = tf.cast(y, tf.float64) + exact[1]
     np.testing.assert_array_equal(tf.cast(s, tf.float64), np.where(z >= 0, 1, -1))
@@ -158,7 +160,7 @@ def compiled(training, side=4):
 def test_xla_compiles_them_in_the_training_of_large_images_on_a_cpu(monkeypatch, fused):
     assert compiled(training=True) == (4 if fused else 0)
     assert compiled(training=False) == 0
-    monkeypatch.setattr(activations, "_LARGE", 4 * 4 * 2)
+    monkeypatch.setattr(fusion, "_LARGE", 4 * 4 * 2)
     assert compiled(training=True) == 4
     assert compiled(training=True, side=3) == 0
     assert compiled(training=True, side=None) == 0
